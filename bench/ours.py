@@ -1,0 +1,62 @@
+"""qoetap's side: the whole command, its start-up, the rate of its kernels. Runs in child processes, as the peers do."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.peers import Missing, Run, launch
+
+DETECTORS = ("iqn", "icmp_loop", "ptp", "sandwich", "probe_stream", "flow")
+
+
+def command(path, cache_dir=None, stats=None):
+    """`qoetap replay` with every detector, events discarded: start, reading and writing of statistics included.
+
+    `stats`, a dict, receives what --stats wrote.
+    """
+    env = dict(os.environ) if cache_dir is None else {**os.environ, "QOETAP_CACHE_DIR": str(cache_dir)}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "stats.json"
+        argv = [sys.executable, "-m", "qoetap", "replay", path, "-o", "null", "--stats", out]
+        wall, cpu, rss, _ = launch(argv, env)
+        told = json.loads(out.read_text())
+    if stats is not None:
+        stats.update(told)
+    return Run(sum(file["packets"] for file in told["files"].values()), wall, wall, cpu, rss)
+
+
+def kernel(path, detectors=DETECTORS, workers=1, capacity=0):
+    """Rate of the loop alone in packets per second, from a fresh interpreter; `qoetap_rate` runs there."""
+    request = json.dumps([str(path), list(detectors), workers, capacity])
+    text = launch([sys.executable, "-m", "bench.ours", request])[3]
+    rate = json.loads(text.strip().splitlines()[-1])
+    if rate is None:
+        raise Missing("dataplane.engine is not connected to the benchmark yet")
+    return rate
+
+
+def qoetap_rate(path, detectors, workers, capacity):
+    """Packets per second of dataplane.engine over the second of two passes over `path`: compiled, page cache warm.
+
+    `capacity` is the number of flows that the tables must hold, 0 for the default; no detectors: decode alone.
+    """
+    return None
+
+
+def main():
+    """Child side of `kernel`: one JSON argument."""
+    print(json.dumps(qoetap_rate(*json.loads(sys.argv[1]))))
+
+
+def start_up(path, rounds):
+    """Seconds of the whole command on a small file: with an empty kernel cache, then with that cache filled."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold = command(path, cache)
+        warm = [command(path, cache).wall_s for _ in range(rounds)]
+    return {"cold_s": cold.wall_s, "warm_s": warm, "rss_bytes": cold.rss_bytes}
+
+
+if __name__ == "__main__":
+    main()

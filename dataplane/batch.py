@@ -1,0 +1,129 @@
+"""A block of frames becomes a batch: one PACKET row a frame and one index list per kind, made in a single pass.
+
+Knows rows and `wire.decode`, no detector. `ClockState` carries the capture clock from block to block.
+"""
+
+import numpy as np
+from numba import njit
+
+from dataplane import wire
+from dataplane.kernels import Kernel
+from dataplane.memory import memory
+from dataplane.records import IP, KINDS, NO_TIME, PACKET, QUIC, TIME_NONE, TIME_RANGE, rows
+
+BATCH_ROWS = 4096  # rows stay in the second-level cache between decode and the detectors
+
+# The capture clock survives damaged timestamps: a step forward counts at most this much, a step back beyond the other
+# limit is taken as a new time base. Steps back within the limit leave the clock where it is.
+FORWARD_MAX_NS = 3_600 * 1_000_000_000
+BACKWARD_MAX_NS = 60 * 1_000_000_000
+
+CLOCK = np.dtype(
+    [
+        ("now", np.int64),  # the capture clock, NO_TIME before the first timestamp
+        ("shift", np.int64),  # clock = ts + shift
+        ("backwards", np.int64),  # packets whose timestamp is before that of their predecessor
+        ("jumps", np.int64),  # new time bases
+        ("timeless", np.int64),  # packets without a usable timestamp
+        ("last", np.int64),
+    ],
+    align=True,
+)
+
+
+def new_clock():
+    clock = rows(CLOCK, 1)
+    clock[0].now = clock[0].last = NO_TIME
+    return clock
+
+
+@njit(forceinline=True)
+def advance(clock, frame):
+    """Move the capture clock by one frame and note it there. Never backwards, never by years."""
+    if frame.flags & (TIME_NONE | TIME_RANGE):
+        clock.timeless += 1
+        frame.clock = clock.now if clock.now != NO_TIME else 0
+        return
+    if clock.now == NO_TIME:
+        clock.now = clock.last = frame.ts
+    if frame.ts < clock.last:
+        clock.backwards += 1
+    clock.last = frame.ts
+    step = wide_step(frame.ts, clock.shift, clock.now)
+    if step > FORWARD_MAX_NS:
+        clock.jumps += 1
+        clock.now += FORWARD_MAX_NS
+        clock.shift = clock.now - frame.ts
+    elif step < -BACKWARD_MAX_NS:
+        clock.jumps += 1
+        clock.shift = clock.now - frame.ts
+    elif step > 0:
+        clock.now += step
+    frame.clock = clock.now
+
+
+@njit(forceinline=True)
+def wide_step(ts, base, now):
+    """ts + base - now without overflow for what matters: its sign and size up to the limits."""
+    far = float(ts) + float(base) - float(now)
+    if far > 4.0 * FORWARD_MAX_NS:
+        return FORWARD_MAX_NS + 1
+    if far < -4.0 * FORWARD_MAX_NS:
+        return -BACKWARD_MAX_NS - 1
+    return ts + base - now
+
+
+@njit(nogil=True, cache=True)
+def set_clock(frames, clock):
+    """Fill FRAME.clock. Sequential by nature, so it runs before any parallel work."""
+    state = clock[0]
+    for i in range(frames.size):
+        advance(state, frames[i])
+
+
+@njit(nogil=True, cache=True)
+def fill(buf, frames, options, packets, lists, counts, reasons, first_seq):
+    """Decode all frames into `packets`; `lists` (kinds, rows) takes row numbers, `counts` (kinds,) their number.
+
+    `reasons` (2, reasons) counts where decoding stopped: packets that are in no list, and packets that are.
+    """
+    counts[:] = 0
+    reasons[:] = 0
+    settings, mem = options[0], memory(buf)
+    for i in range(frames.size):
+        row = packets[i]
+        row.seq = first_seq + i
+        kinds = wire.decode(mem, frames[i], settings, row)
+        reasons[1 if kinds else 0, row.reason] += 1
+        lists[IP, counts[IP]] = lists[QUIC, counts[QUIC]] = i  # common kinds: written always, counted if so
+        counts[IP] += kinds & 1
+        counts[QUIC] += kinds >> QUIC & 1
+        kinds >>= QUIC + 1
+        k = QUIC + 1
+        while kinds:
+            if kinds & 1:
+                lists[k, counts[k]] = i
+                counts[k] += 1
+            kinds >>= 1
+            k += 1
+
+
+class Batch:
+    """PACKET rows and index lists for up to `size` frames, reused from block to block."""
+
+    fill_kernel = Kernel(fill)
+
+    def __init__(self, size=BATCH_ROWS):
+        self.packets = rows(PACKET, size)
+        self.lists = np.zeros((len(KINDS), size + 1), np.int32)
+        self.counts = np.zeros(len(KINDS), np.int64)
+        self.reasons = np.zeros((2, len(wire.REASONS)), np.int64)
+        self.buf, self.size, self.clock = None, 0, 0
+
+    def fill(self, block, options, first_seq):
+        """Decode a block whose clocks are set; it must stay as it is until the batch is done with."""
+        self.buf, self.size = block.buf, len(block.frames)
+        self.clock = int(block.frames[-1].clock) if self.size else 0
+        self.fill_kernel(
+            block.buf, block.frames, options, self.packets, self.lists, self.counts, self.reasons, first_seq
+        )

@@ -1,0 +1,144 @@
+"""What every capture file reader shares: blocks, their rules of validity, the loop that fills them and the one sentence
+at the end. This file knows no file format; a format is a walk over a feed's bytes, a feed is where bytes come from.
+
+A walk is a kernel that fills FRAME rows from `row.pos` on, up to `row.end`, and says why it stopped: FULL, MORE
+(needs `row.need` bytes from `pos` on), CONTROL (a block that Python reads) or DAMAGED (`row.why`, `row.detail`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from dataplane.memory import be16, be32
+from dataplane.records import FRAME, rows
+
+FULL, MORE, CONTROL, DAMAGED = range(4)
+
+MAX_CAPLEN_bytes = 262144  # wiretap's WTAP_MAX_PACKET_SIZE_STANDARD: more is damage
+
+WALK = [  # what every walk's row begins with
+    ("pos", np.int64),  # next byte to read, in the feed's buffer
+    ("end", np.int64),  # of what the buffer holds
+    ("count", np.int64),  # frames filled
+    ("need", np.int64),
+    ("why", np.int64),
+    ("detail", np.int64),
+    ("big", np.int64),  # 1: big-endian
+]
+
+
+class CaptureError(Exception):
+    """The capture cannot be read at all; str() is one sentence for the user."""
+
+
+class Block(NamedTuple):
+    """Frames of one buffer: `buf` uint8[n], `frames` recarray of records.FRAME with offsets into `buf`."""
+
+    buf: np.ndarray
+    frames: np.recarray
+
+
+@njit
+def u16(mem, at, big):
+    """Unsigned 16-bit word as int64."""
+    value = be16(mem, at)
+    return value if big else (value >> 8) | ((value & 0xFF) << 8)
+
+
+@njit
+def u32(mem, at, big):
+    """Unsigned 32-bit word as int64."""
+    value = be32(mem, at)
+    if big:
+        return value
+    return (value >> 24) | ((value >> 8) & 0xFF00) | ((value & 0xFF00) << 8) | ((value & 0xFF) << 24)
+
+
+class Source:
+    """One capture being read. Subclasses give `walk`, `why` and, where the walk says CONTROL, `control`.
+
+    A block stays valid until `hold` further blocks were taken; the next one may reuse its buffers.
+    """
+
+    comment = None  # to be told on stderr
+
+    def __init__(self, name, feed, row, block_frames=4096, hold=1):
+        self.name, self.feed, self.problem = name, feed, None
+        self.row = row
+        row[0].end = feed.end
+        self._ring = [rows(FRAME, block_frames) for _ in range(hold + 1)]
+        self._ended = False
+
+    @property
+    def bytes_total(self):
+        return self.feed.bytes_total
+
+    @property
+    def bytes_done(self):
+        return self.feed.bytes_done(int(self.row[0].pos))
+
+    def blocks(self):
+        """Yield Blocks to the end of the capture; then `problem` is None or says where reading stopped and why."""
+        turn = 0
+        try:
+            while not self._ended:
+                frames = self._ring[turn]
+                count = self._fill(frames)
+                if count:
+                    turn = (turn + 1) % len(self._ring)
+                    yield Block(self.feed.buf, frames[:count])
+        finally:
+            self.close()
+
+    def close(self):
+        """Release the file; blocks taken stay valid."""
+        self._ended = True
+        self.feed.close()
+
+    def _fill(self, frames):
+        """Fill `frames` as far as one buffer goes; the number of frames."""
+        row, feed = self.row[0], self.feed
+        row.count = 0
+        start = int(row.pos)
+        feed.begin(start)
+        row.end = feed.end
+        while not self._ended:
+            status = self.walk(frames)
+            full_block = row.count and row.pos - start >= feed.block_bytes  # more bytes might move what it points at
+            if status == FULL or full_block and status in (MORE, CONTROL):
+                break
+            if status == MORE:
+                self._more(row)
+            else:
+                why = self.control() if status == CONTROL else self.why(row)
+                if why:
+                    self._stop(why)
+        if row.count:
+            feed.given()
+        return int(row.count)
+
+    def _more(self, row):
+        """Get more bytes; at the end of them, end, with a sentence if something is left or was damaged."""
+        if not self.feed.eof:
+            row.pos = self.feed.more(int(row.pos), int(row.need))
+            row.end = self.feed.end
+        elif self.feed.failure:
+            self._stop(self.feed.failure)
+        elif row.pos < row.end:
+            left = int(row.end - row.pos)
+            self._stop(f"cut short, {left} of at least {int(row.need)} bytes are left")
+        else:
+            self._ended = True
+
+    def require(self, need):
+        """True if `need` bytes from `pos` on are, or now were made, available in the buffer."""
+        row = self.row[0]
+        while row.end - row.pos < need and not self.feed.eof:
+            row.pos = self.feed.more(int(row.pos), need)
+            row.end = self.feed.end
+        return row.end - row.pos >= need
+
+    def _stop(self, why):
+        self.problem = f"{self.name}: stopped at byte {self.feed.base + int(self.row[0].pos)}{self.feed.where}: {why}"
+        self._ended = True

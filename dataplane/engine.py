@@ -1,0 +1,159 @@
+"""The loop: read blocks, decode them, run the detectors, hand their events on. Knows no header, no detector, no sink by name.
+
+With several workers the blocks of a group are decoded side by side, then each worker runs all detectors over all of them
+for the states it owns. Events are delivered in the order of the capture clock, whoever made them and however the capture
+was cut into blocks: a deadline before the packets of the same instant, then by packet number, then by detector.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
+from dataplane.events import Events
+from dataplane.kernels import Kernel
+from dataplane.ledger import Ledger
+from dataplane.runner import FINISH_STATES, make_runners
+
+GROUP_BATCHES = 8  # blocks a worker has in hand at a time, when there are several workers
+STAGES = ("read", "decode", "detect", "deliver")
+
+
+class Engine:
+    """Detectors over captures.
+
+    detectors: list of (Detector, params rows (1,), capacity); sink: write(Events), counts; options: wire.DECODE rows (1,).
+    """
+
+    def __init__(self, detectors, sink, options, workers=1, batch_rows=BATCH_ROWS, agent_id=""):
+        self.detectors = [detector for detector, _, _ in detectors]
+        self.sink, self.options, self.workers, self.batch_rows, self.agent_id = sink, options, workers, batch_rows, agent_id
+        self.group_size = 1 if workers == 1 else GROUP_BATCHES * workers
+        self.batches = [Batch(batch_rows) for _ in range(self.group_size)]
+        per_detector = [make_runners(*d, workers) for d in detectors]
+        self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[]] * workers
+        self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
+        self.set_clock = Kernel(set_clock)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def run(self, source, watch=None):
+        """Read one capture to its end. `watch(batch, block)` sees each batch after decoding, in order."""
+        self.files.append((self.seen, source.name))
+        group, started = [], time.perf_counter()
+        for block in source.blocks():
+            group.append(block)
+            if len(group) == self.group_size:
+                started = self.spent("read", started)
+                self.breathe(group, watch)
+                group, started = [], time.perf_counter()
+        self.spent("read", started)
+        if group:
+            self.breathe(group, watch)
+
+    def breathe(self, blocks, watch=None):
+        """One turn of the loop over at most `group_size` blocks."""
+        started = time.perf_counter()
+        batches = self.decode(blocks)
+        if watch:
+            for batch, block in zip(batches, blocks, strict=True):
+                watch(batch, block)
+        started = self.spent("decode", started)
+        made = self.detect(batches)
+        started = self.spent("detect", started)
+        self.deliver(made)
+        self.spent("deliver", started)
+
+    def decode(self, blocks):
+        """Fill a batch from each block; the clock first, since it runs through all of them."""
+        jobs = []
+        for batch, block in zip(self.batches, blocks, strict=False):
+            self.set_clock(block.frames, self.clock)
+            jobs.append((batch, block, self.seen))
+            self.seen += len(block.frames)
+            self.ledger.seen += len(block.frames)
+        self.map(lambda job: job[0].fill(job[1], self.options, job[2]), jobs)
+        for batch, _, _ in jobs:
+            self.ledger.lists += batch.reasons
+        return [batch for batch, _, _ in jobs]
+
+    def detect(self, batches):
+        """Run every worker's detectors over the batches; for each detector a list of arrays of events."""
+        made = [[] for _ in self.detectors]
+
+        def work(runners):
+            return [[events for batch in batches for events in runner.work(batch)] for runner in runners]
+
+        for share in self.map(work, self.runners):
+            for events, mine in zip(made, share, strict=True):
+                events += mine
+        return made
+
+    def map(self, function, jobs):
+        return list(self.pool.map(function, jobs)) if self.pool else [function(job) for job in jobs]
+
+    def deliver(self, made):
+        """Sort events into delivery order and write them to the sink."""
+        parts = [(d, np.concatenate(arrays)) for d, arrays in zip(self.detectors, made, strict=True) if arrays]
+        if not parts:
+            return
+        for detector, events in parts:
+            self.count(detector, events)
+        self.sink.write(Events(parts, delivery_order(parts), self.files, self.agent_id))
+
+    def count(self, detector, events):
+        numbers = np.bincount(events["code"], minlength=len(detector.events) + 1)
+        for kind, n in zip(detector.events, numbers[1:], strict=True):
+            if n:
+                self.ledger.made[kind.name] = self.ledger.made.get(kind.name, 0) + int(n)
+
+    def end(self):
+        """End of input: tick every live state once more, oldest first, and settle the ledger."""
+        clock = int(self.clock[0].now) if self.seen else 0
+        started = time.perf_counter()
+        live = [[runner.live() for runner in runners] for runners in self.runners]
+        for low, high in age_ranges([born for share in live for _, born in share]):
+            made = [[] for _ in self.detectors]
+            for runners, share in zip(self.runners, live, strict=True):
+                for mine, runner, (slots, born) in zip(made, runners, share, strict=True):
+                    first, last = np.searchsorted(born, (low, high))
+                    mine.append(runner.end(slots[first:last], clock))
+            self.deliver(made)
+        self.settle([sum(len(slots) for slots, _ in states) for states in zip(*live, strict=True)])
+        self.spent("deliver", started)
+        if self.pool:
+            self.pool.shutdown()
+
+    def settle(self, ended):
+        for name in self.ledger.clock:
+            self.ledger.clock[name] = int(self.clock[0][name])
+        for runners, n in zip(zip(*self.runners, strict=True), ended, strict=True):
+            counts = {k: sum(int(r.table.control[0][k]) for r in runners) for k in ("created", "expired", "emergency", "live")}
+            self.ledger.states[runners[0].detector.name] = {**counts, "ended": n}
+
+    def spent(self, stage, since):
+        now = time.perf_counter()
+        self.seconds[stage] += now - since
+        return now
+
+
+def delivery_order(parts):
+    """Events of several detectors in delivery order: (n, 2) of part and row.
+
+    By capture clock; at one instant deadlines first, then by the packet that caused them, then by detector.
+    """
+    part = np.repeat(np.arange(len(parts)), [len(events) for _, events in parts])
+    row = np.concatenate([np.arange(len(events)) for _, events in parts])
+    keys = [np.concatenate([events[name] for _, events in parts]) for name in ("cause", "by_packet", "order")]
+    order = np.lexsort((part, *keys))
+    return np.stack((part[order], row[order]), axis=1)
+
+
+def age_ranges(borns):
+    """Ranges [low, high) of birth numbers that hold at most FINISH_STATES states each, over all the arrays."""
+    born = np.sort(np.concatenate(borns)) if borns else np.zeros(0, np.int64)
+    if not len(born):
+        return []
+    edges = np.unique(born[:: FINISH_STATES - 64])  # a birth number may occur once in each detector
+    return list(zip(edges, [*edges[1:], born[-1] + 1], strict=True))

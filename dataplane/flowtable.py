@@ -1,0 +1,238 @@
+"""Key to slot: a set-associative table with deadlines. Knows no detector and no packet but its addresses.
+
+A key belongs to one block of 64 slots and never leaves it, so a block's history does not depend on how blocks are shared out
+among workers: any number of them finds, expires and gives up the same states. A block nearly full is in emergency:
+each new state then drives out the one of its neighbours whose deadline is nearest.
+
+Deadlines live in a hashed timing wheel (Varghese and Lauck, "Hashed and hierarchical timing wheels") of one list per tick.
+A deadline that moves away costs nothing: the slot is looked at again when its old tick comes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from dataplane.memory import byte, memory, put, word
+from dataplane.records import HEAD, rows
+
+BLOCK_SLOTS = 64
+EMERGENCY_SLOTS = 56  # a block with as many live states is in emergency
+NEIGHBOURS = 8  # states looked at for one to give up
+DUE_WORD = 1  # position of `due` in a state row, in words
+
+TICK_BITS = 24  # deadlines are rounded up to 2**24 ns = 16.8 ms
+WHEEL_TICKS = 4096  # 69 s; later deadlines are looked at once a turn
+
+EMPTY, GONE = np.uint64(0), np.uint64(1)  # keys: never used; used and free again
+
+CONTROL = np.dtype(
+    [
+        ("slots", np.int64),
+        ("blocks_shift", np.int64),  # log2 of the number of blocks
+        ("state_words", np.int64),  # uint64 words of a state
+        ("wheel", np.int64),  # index of the wheel's first list head in `after` and `before`
+        ("started", np.int64),  # 0 until the first packet has set the two below
+        ("now", np.int64),  # tick to which the wheel is turning
+        ("swept", np.int64),  # tick up to which its lists have been looked through
+        ("live", np.int64),
+        ("created", np.int64),
+        ("expired", np.int64),
+        ("emergency", np.int64),  # given up in emergency
+    ],
+    align=True,
+)
+
+
+class Table(NamedTuple):
+    """The arrays of a table. A slot's place in the wheel is a circular list through `after` and `before`; the lists'
+    heads stand behind the slots, one a tick."""
+
+    keys: np.ndarray  # uint64
+    states: np.ndarray
+    heads: np.ndarray
+    dues: np.ndarray  # the same memory as `states`, as uint64: deadlines are read without a row
+    after: np.ndarray  # uint64
+    before: np.ndarray  # uint64
+    crowd: np.ndarray  # uint64, live states of each block
+    control: np.ndarray
+
+
+class Places(NamedTuple):
+    """Handles of a table's arrays (see memory.py), made once a kernel call."""
+
+    keys: object
+    dues: object
+    after: object
+    before: object
+    crowd: object
+
+
+def slots_for(capacity):
+    """Slots for `capacity` states: the power of two at which blocks are at most three quarters full on average."""
+    slots = BLOCK_SLOTS
+    while slots * 3 // 4 < capacity:
+        slots *= 2
+    return slots
+
+
+def table_bytes(capacity, state):
+    """Memory of a table for one worker, all of it in use."""
+    slots = slots_for(capacity)
+    return slots * (8 + state.itemsize + HEAD.itemsize) + (slots + WHEEL_TICKS) * 16 + slots // BLOCK_SLOTS * 8
+
+
+def new_tables(capacity, state, workers=1):
+    """An empty table for `capacity` states of dtype `state` (a detectors.base.state_row), as each worker sees it.
+
+    The slots are shared, a block belongs to one worker; each has a wheel and a control row of its own.
+    """
+    slots = slots_for(capacity)
+    states = rows(state, slots)
+    links = np.arange(slots + workers * WHEEL_TICKS, dtype=np.uint64)
+    shared = (np.zeros(slots, np.uint64), states, rows(HEAD, slots), np.asarray(states).view(np.uint64), links, links.copy())
+    crowd = np.zeros(slots // BLOCK_SLOTS, np.uint64)
+    return [Table(*shared, crowd, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
+
+
+def _control(slots, state, wheel):
+    control = rows(CONTROL, 1)
+    control[0].slots, control[0].wheel = slots, wheel
+    control[0].blocks_shift = (slots // BLOCK_SLOTS).bit_length() - 1
+    control[0].state_words = state.itemsize // 8
+    return control
+
+
+@njit(forceinline=True)
+def places(table):
+    return Places(memory(table.keys), memory(table.dues), memory(table.after), memory(table.before), memory(table.crowd))
+
+
+@njit(forceinline=True)
+def home_of(control, key):
+    """The slot at which the search for a key begins; its block is slot // 64."""
+    return np.int64(key >> np.uint64(20)) & (control.slots - 1)
+
+
+@njit(forceinline=True)
+def worker_of(control, key, workers):
+    """Which of `workers` owns the key's block: contiguous shares of equal size."""
+    return ((home_of(control, key) >> 6) * workers) >> control.blocks_shift
+
+
+@njit(forceinline=True)
+def find(at, control, key):
+    """The key's slot; where it is not there, -1 - the free slot to take (there is one unless the block is full)."""
+    home = home_of(control, key)
+    base, free = home & ~(BLOCK_SLOTS - 1), -1
+    for i in range(BLOCK_SLOTS):
+        slot = base | ((home + i) & (BLOCK_SLOTS - 1))
+        there = word(at.keys, slot)
+        if there == key:
+            return slot
+        if there <= GONE:
+            if free < 0:
+                free = slot
+            if there == EMPTY:
+                break
+    return -1 - free
+
+
+@njit(forceinline=True)
+def take(at, control, slot, key):
+    """Occupy a free slot with a zeroed state; its deadline is the caller's to set and enlist."""
+    put(at.keys, slot, key)
+    for i in range(control.state_words):
+        put(at.dues, slot * control.state_words + i, np.uint64(0))
+    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) + np.uint64(1))
+    control.live += 1
+    control.created += 1
+
+
+@njit(forceinline=True)
+def give_back(at, control, slot):
+    """Free a slot. Marks of used slots are swept where the next one was never used, so that searches stay short."""
+    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) - np.uint64(1))
+    control.live -= 1
+    base, i = slot & ~(BLOCK_SLOTS - 1), slot & (BLOCK_SLOTS - 1)
+    put(at.keys, slot, GONE)
+    if word(at.keys, base | ((i + 1) & (BLOCK_SLOTS - 1))) != EMPTY:
+        return
+    while word(at.keys, base | i) == GONE:
+        put(at.keys, base | i, EMPTY)
+        i = (i - 1) & (BLOCK_SLOTS - 1)
+
+
+@njit(forceinline=True)
+def crowded(at, control, key):
+    """Whether the block to which `key` belongs is in emergency."""
+    return word(at.crowd, home_of(control, key) >> 6) >= np.uint64(EMERGENCY_SLOTS)
+
+
+@njit
+def victim(at, control, key):
+    """Among the next live neighbours of the key's home, the slot whose deadline is nearest."""
+    home = home_of(control, key)
+    base, best, best_due, seen = home & ~(BLOCK_SLOTS - 1), home, np.int64(0), 0
+    for i in range(BLOCK_SLOTS):
+        slot = base | ((home + i) & (BLOCK_SLOTS - 1))
+        if word(at.keys, slot) > GONE:
+            due = np.int64(word(at.dues, slot * control.state_words + DUE_WORD))
+            if seen == 0 or due < best_due:
+                best, best_due = slot, due
+            seen += 1
+            if seen == NEIGHBOURS:
+                break
+    return best
+
+
+@njit(forceinline=True)
+def write_head(mem, pkt, head):
+    """Both ends as this packet has them, its addresses read from the block's buffer."""
+    head.sport, head.dport = pkt.sport, pkt.dport
+    head.vlan, head.proto, head.ip_version = pkt.vlan, pkt.proto, pkt.ip_version
+    size = (16 if pkt.ip_version == 6 else 4) if pkt.addr >= 0 else 0
+    for i in range(16):
+        head.src[i] = byte(mem, pkt.addr + i) if i < size else 0
+        head.dst[i] = byte(mem, pkt.addr + size + i) if i < size else 0
+
+
+# --- deadlines
+
+
+@njit(forceinline=True)
+def tick_of(due):
+    """The tick at which a deadline has come: rounded up."""
+    return (due >> TICK_BITS) + (1 if due & ((1 << TICK_BITS) - 1) else 0)
+
+
+@njit(forceinline=True)
+def low_word(tick):
+    """The low 32 bits of a tick, as a signed number."""
+    return ((tick + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+
+
+@njit(forceinline=True)
+def ticks_left(control, state):
+    """Ticks until the one under which the state is listed."""
+    return low_word(np.int64(state.scheduled) - low_word(control.now))
+
+
+@njit(forceinline=True)
+def enlist(at, control, state, slot):
+    """List the slot under its deadline's tick, at most one turn of the wheel ahead."""
+    tick = max(control.now + 1, min(tick_of(state.due), control.now + WHEEL_TICKS - 1))
+    state.scheduled = low_word(tick)
+    head = control.wheel + (tick & (WHEEL_TICKS - 1))
+    first = word(at.after, head)
+    put(at.after, slot, first)
+    put(at.before, slot, np.uint64(head))
+    put(at.before, np.int64(first), np.uint64(slot))
+    put(at.after, head, np.uint64(slot))
+
+
+@njit(forceinline=True)
+def delist(at, slot):
+    after, before = word(at.after, slot), word(at.before, slot)
+    put(at.after, np.int64(before), after)
+    put(at.before, np.int64(after), before)

@@ -1,0 +1,71 @@
+"""Every packet and every event accounted for, by reason. Both sides of an equation are counted in different places."""
+
+import numpy as np
+
+from dataplane.wire import REASONS
+
+
+class Ledger:
+    """Counts of one run.
+
+    packets: seen = processed + filtered + undecoded (by reason);
+    events: made = delivered + queued + dropped;
+    states of each detector: created = expired + emergency + ended + live.
+    """
+
+    def __init__(self):
+        self.seen = 0  # frames that the captures handed over
+        self.lists = np.zeros((2, len(REASONS)), np.int64)  # batch.fill: in no list, in a list; by where decoding stopped
+        self.filtered = 0
+        self.clock = {"backwards": 0, "jumps": 0, "timeless": 0}
+        self.made = {}  # event type -> events that detectors made
+        self.delivered = self.queued = self.dropped = 0
+        self.states = {}  # detector -> counts
+
+    @property
+    def processed(self):
+        return int(self.lists[1].sum())
+
+    @property
+    def undecoded(self):
+        """Packets that no detector saw, by reason; 'not_ip' is nothing wrong."""
+        return {reason: int(n) for reason, n in zip(REASONS, self.lists[0], strict=True) if n}
+
+    @property
+    def cut(self):
+        """Packets that detectors saw, but of which a header was missing or wrong."""
+        return {reason: int(n) for reason, n in zip(REASONS[2:], self.lists[1][2:], strict=True) if n}
+
+    def imbalance(self):
+        """What does not add up, one sentence each; empty when all is accounted for."""
+        found = []
+        right = self.processed + self.filtered + sum(self.undecoded.values())
+        if self.seen != right:
+            found.append(f"packets: {self.seen} seen, {right} accounted for")
+        made, gone = sum(self.made.values()), self.delivered + self.queued + self.dropped
+        if made != gone:
+            found.append(f"events: {made} made, {gone} accounted for")
+        for name, s in self.states.items():
+            if s["created"] != s["expired"] + s["emergency"] + s["ended"] + s["live"]:
+                found.append(f"{name} states: {s}")
+        return found
+
+    def as_dict(self):
+        return {
+            "packets": {
+                "seen": self.seen,
+                "processed": self.processed,
+                "filtered": self.filtered,
+                "undecoded": self.undecoded,
+                "cut": self.cut,
+                **self.clock,
+            },
+            "events": {
+                "made": dict(sorted(self.made.items())),
+                "delivered": self.delivered,
+                "queued": self.queued,
+                "dropped": self.dropped,
+            },
+            "states": self.states,
+            "balanced": not self.imbalance(),
+        }

@@ -1,0 +1,206 @@
+"""A detector's loop over a batch: select, locate, step, tick.
+
+This file is executed once for each detector, by runner.bind, with DETECTOR set: so each gets a loop of its own in which
+numba inlines its three functions, from one source, and keeps it on disk like any other module's.
+"""
+
+import numpy as np
+from numba import njit
+
+from dataplane.flowtable import (
+    TICK_BITS,
+    WHEEL_TICKS,
+    crowded,
+    delist,
+    enlist,
+    find,
+    give_back,
+    home_of,
+    places,
+    take,
+    tick_of,
+    ticks_left,
+    victim,
+    worker_of,
+    write_head,
+)
+from dataplane.memory import memory, prefetch, word
+from dataplane.records import NEVER
+from detectors.base import DUE, EMERGENCY, END, FORGET
+
+DETECTOR: object  # set by runner.bind before this file is executed
+TAG: str
+key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
+STATE_BYTES = DETECTOR.state.itemsize
+
+AHEAD_PACKETS = 12  # how far ahead the table's lines are asked for
+ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
+
+# What a call is given and leaves behind, see runner.TURN: `count` packets of the list, the batch's last clock, this
+# worker's number and how many there are; position and events made, so that a call whose event buffer is full goes on later.
+
+
+def named(function):
+    """Jitted, under a name of the detector's own: numba files its code by it."""
+    function.__qualname__ = f"{function.__name__}_{TAG}"
+    return njit(nogil=True, cache=True)(function)
+
+
+@njit(forceinline=True)
+def emit(event, head, code, turn):
+    """Complete the event that the detector has filled."""
+    event.code = code
+    event.sport, event.dport = head.sport, head.dport
+    event.vlan, event.proto, event.ip_version = head.vlan, head.proto, head.ip_version
+    for i in range(16):
+        event.src[i] = head.src[i]
+        event.dst[i] = head.dst[i]
+    turn.made += 1
+
+
+@njit(forceinline=True)
+def begin(event, ts, order, seq, cause, by_packet):
+    event.ts, event.order, event.seq, event.cause, event.by_packet = ts, order, seq, cause, by_packet
+
+
+@njit
+def make_room(table, at, pkt, k, events, params, turn):
+    """Emergency: the neighbour with the nearest deadline gives up its slot."""
+    control = table.control[0]
+    slot = victim(at, control, k)
+    state, event = table.states[slot], events[turn.made]
+    begin(event, pkt.ts, pkt.clock, state.born, pkt.seq, 1)
+    code = tick(state, pkt.clock, EMERGENCY, event, params)
+    if code:
+        emit(event, table.heads[slot], code, turn)
+    delist(at, slot)
+    give_back(at, control, slot)
+    control.emergency += 1
+
+
+@njit
+def fire(table, at, slot, events, params, turn):
+    """Call tick for each deadline of the slot that has come; False when the event buffer is full."""
+    control, state = table.control[0], table.states[slot]
+    due_tick = tick_of(state.due)
+    while due_tick <= control.now:
+        if turn.made >= turn.room:
+            return False
+        due, event = state.due, events[turn.made]
+        begin(event, due, due_tick << TICK_BITS, state.born, state.born, 0)
+        code = tick(state, due, DUE, event, params)
+        if code:
+            emit(event, table.heads[slot], code, turn)
+        if state.due == FORGET:
+            delist(at, slot)
+            give_back(at, control, slot)
+            control.expired += 1
+            return True
+        state.due = max(state.due, (due_tick << TICK_BITS) + 1)
+        due_tick = tick_of(state.due)
+    delist(at, slot)
+    enlist(at, control, state, slot)
+    return True
+
+
+@njit
+def advance(table, at, target, events, params, turn):
+    """Turn the wheel to tick `target`; False when the event buffer is full: call again, it goes on where it was."""
+    control = table.control[0]
+    if not control.started:
+        control.started, control.now, control.swept = 1, target, target
+    control.now = max(control.now, target)
+    first = max(control.swept, control.now - WHEEL_TICKS) + 1
+    for t in range(first, control.now + 1):
+        head = control.wheel + (t & (WHEEL_TICKS - 1))
+        slot = np.int64(word(at.after, head))
+        while slot != head:
+            following = np.int64(word(at.after, slot))
+            if not fire(table, at, slot, events, params, turn):
+                return False
+            slot = following
+        control.swept = t
+    return True
+
+
+@njit(forceinline=True)
+def admit(table, at, mem, pkt, k, slot):
+    """A state for a new key in the free slot `slot`."""
+    take(at, table.control[0], slot, k)
+    write_head(mem, pkt, table.heads[slot])
+    table.states[slot].born = pkt.seq
+    table.states[slot].due = NEVER
+
+
+@njit(forceinline=True)
+def settle(at, control, state, slot, clock, fresh):
+    """After a step: free the state if it is done, list it anew if its deadline came nearer."""
+    if state.due == FORGET:
+        if not fresh:
+            delist(at, slot)
+        give_back(at, control, slot)
+        return
+    if state.due <= clock:
+        state.due = clock + 1
+    if fresh:
+        enlist(at, control, state, slot)
+    elif tick_of(state.due) - control.now < ticks_left(control, state):
+        delist(at, slot)
+        enlist(at, control, state, slot)
+
+
+@named
+def run(buf, packets, index, table, events, params, turns):
+    """Step the states of this worker's packets in `index` and tick those whose time has come.
+
+    True when the batch is done; False when `events` is full: take them and call again.
+    """
+    turn, control, p = turns[0], table.control[0], params[0]
+    at, mem, states = places(table), memory(buf), memory(table.dues)
+    while turn.position < turn.count:
+        if turn.made >= turn.room:
+            return False
+        i = turn.position
+        if i + AHEAD_PACKETS < turn.count:
+            ahead = home_of(control, key(packets[index[i + AHEAD_PACKETS]], p))
+            prefetch(at.keys, ahead, 8)
+            prefetch(states, ahead, STATE_BYTES)
+        pkt = packets[index[i]]
+        k = key(pkt, p)
+        if k == np.uint64(0) or worker_of(control, k, turn.workers) != turn.worker:
+            turn.position += 1
+            continue
+        k |= np.uint64(2)
+        if pkt.clock >> TICK_BITS > control.now or not control.started:
+            if not advance(table, at, pkt.clock >> TICK_BITS, events, p, turn):
+                return False
+        slot = find(at, control, k)
+        fresh = slot < 0
+        if fresh:
+            if crowded(at, control, k):
+                make_room(table, at, pkt, k, events, p, turn)
+                slot = find(at, control, k)
+            slot = -1 - slot
+            admit(table, at, mem, pkt, k, slot)
+        state, event = table.states[slot], events[turn.made]
+        begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
+        code = step(pkt, state, event, p)
+        if code:
+            emit(event, table.heads[slot], code, turn)
+        settle(at, control, state, slot, pkt.clock, fresh)
+        turn.position += 1
+    return control.started == 0 or advance(table, at, turn.clock >> TICK_BITS, events, p, turn)
+
+
+@named
+def finish(table, slots, events, params, turns):
+    """Tick the states in `slots` for the last time, at the end of input; `events` has room for all."""
+    turn, at, p = turns[0], places(table), params[0]
+    for slot in slots:
+        state, event = table.states[slot], events[turn.made]
+        begin(event, turn.clock, NEVER, state.born, state.born, 0)
+        code = tick(state, turn.clock, END, event, p)
+        if code:
+            emit(event, table.heads[slot], code, turn)
+        delist(at, slot)
+        give_back(at, table.control[0], slot)

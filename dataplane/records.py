@@ -1,0 +1,185 @@
+"""Rows: what a frame, a packet and an event look like in memory. This file knows no header bytes and no detector.
+
+A capture source fills FRAME rows, `wire` makes one PACKET row of each, detectors read PACKET rows and fill EVENT rows.
+Time is int64 nanoseconds since 1970. `ts` is what the capture says; `clock` is the capture clock, which never runs
+backwards: deadlines are set in it, durations are measured with `ts`.
+"""
+
+import os
+
+import numpy as np
+
+JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+
+NO_TIME = np.iinfo(np.int64).min  # a frame without a timestamp
+NEVER = np.iinfo(np.int64).max  # a deadline that does not come
+
+# FRAME.flags
+TIME_NONE, TIME_RANGE = 1, 2  # no timestamp; one that does not fit int64 ns (then `ts` holds seconds and `nsec` the rest)
+
+FRAME = np.dtype(
+    [
+        ("offset", np.int64),  # of the first byte in the block's buffer
+        ("ts", np.int64),
+        ("clock", np.int64),  # filled by batch.py
+        ("len", np.int64),  # bytes on the wire
+        ("caplen", np.int32),  # bytes captured
+        ("nsec", np.int32),  # only with TIME_RANGE
+        ("linktype", np.uint16),  # LINKTYPE_ number of the pcap registry
+        ("flags", np.uint16),
+    ],
+    align=True,
+)
+
+# Index lists that a batch holds: one of packet rows per kind
+IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
+KINDS = ("ip", "quic", "echo", "ptp", "stream", "sandwich")
+
+# PACKET.flags
+REVERSE = 1 << 0  # the packet's source is the higher end of its flow's ordered pair
+VLAN, PPPOE, MPLS, SNAP = 1 << 1, 1 << 2, 1 << 3, 1 << 4
+OPTIONS = 1 << 5  # IPv4 options or an IPv6 extension header
+FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_ATOMIC = 1 << 6, 1 << 7, 1 << 8
+TUNNEL = 1 << 9  # the row speaks of the inner header
+PORTS = 1 << 10  # sport and dport (ICMP: type and code) were captured
+UDP_LENGTH = 1 << 11  # the UDP length field was captured
+TCP_HEADER = 1 << 12  # 20 bytes of TCP header were captured
+VERSION_MISMATCH = 1 << 13  # ethertype or link type and version nibble disagree
+OUT_OF_SCOPE = 1 << 14  # IP behind a layer that is not entered (NSH, Cisco metadata)
+TIMELESS = 1 << 15  # no usable timestamp: `ts` is the capture clock
+RTP, PROBE = 1 << 16, 1 << 17  # what a packet in the STREAM list is
+CUT = 1 << 18  # captured shorter than it was on the wire
+SELF = 1 << 19  # source and destination address are equal: then REVERSE does not tell the direction
+
+_PACKET = {  # name: (type, offset); one cache line of what every packet has, then a second one
+    "ts": ("i8", 0),
+    "clock": ("i8", 8),
+    "seq": ("i8", 16),  # 0-based number of the packet in the run, over all files
+    "hash": ("u8", 24),  # keyed hash of addresses, protocol and ports, the same for both directions; 0: no flow
+    "addr": ("i8", 32),  # offset of the source address in the block's buffer, the destination follows
+    "len": ("i4", 40),  # frame length on the wire (int32 maximum where it is more)
+    "payload_len": ("i4", 44),  # transport payload by the headers' length fields, not by what was captured
+    "sport": ("u2", 48),  # ICMP: type
+    "dport": ("u2", 50),  # ICMP: code
+    "flags": ("u4", 52),
+    "proto": ("u1", 56),  # IP protocol number after extension headers
+    "ip_version": ("u1", 57),  # 4, 6 or 0
+    "tos": ("u1", 58),  # ToS or traffic class
+    "tcp_flags": ("u1", 59),
+    "first_byte": ("u1", 60),  # of the UDP payload
+    "ttl": ("u1", 61),
+    "vlan": ("u2", 62),  # outermost VLAN id, 0 none
+    "caplen": ("i4", 64),
+    "reason": ("u1", 68),  # why decoding stopped, wire.REASONS
+    "linktype": ("u2", 70),
+    # kind QUIC
+    "quic_client": ("u8", 72),  # keyed hash of the destination address of a packet from port 443; 0: of any other
+    # kind ECHO
+    "icmp_id": ("u2", 72),
+    "icmp_seq": ("u2", 74),
+    # kind PTP (IEEE 1588-2019, 13.3)
+    "ptp_clock": ("u8", 72),  # sourcePortIdentity.clockIdentity
+    "ptp_requesting_clock": ("u8", 80),  # requestingPortIdentity, in responses
+    "ptp_correction": ("i8", 88),  # correctionField, ns * 2**16
+    "ptp_time": ("i8", 96),  # the body's timestamp in ns, NO_TIME where it has none
+    "ptp_port": ("u2", 104),
+    "ptp_requesting_port": ("u2", 106),
+    "ptp_seq": ("u2", 108),
+    "ptp_flags": ("u2", 110),  # flagField as one big-endian word, twoStepFlag is 0x0200
+    "ptp_type": ("u1", 112),
+    "ptp_version": ("u1", 113),  # major
+    "ptp_domain": ("u1", 114),
+    "ptp_interval": ("i1", 115),  # logMessageInterval
+    "ptp_sdo": ("u2", 116),  # sdoId: majorSdoId << 8 | minorSdoId
+    "ptp_pair": ("u8", 120),  # keyed hash of the two addresses (IP or MAC), the same both ways; 0: sent to a group
+    # kind STREAM with RTP (RFC 3550, 5.1)
+    "rtp_ssrc": ("u4", 72),
+    "rtp_time": ("u4", 76),
+    "rtp_seq": ("u2", 80),
+    "rtp_type": ("u1", 82),  # payload type
+    "rtp_marker": ("u1", 83),
+    # kinds SANDWICH and STREAM with PROBE (docs/probe-format.md)
+    "probe_session": ("u8", 72),
+    "probe_sent": ("i8", 80),  # ns since 1970 by the sender's clock
+    "probe_d": ("i8", 88),  # ns between P1 and P2
+    "probe_round": ("u4", 96),
+    "probe_seq": ("u4", 100),
+    "probe_ttl": ("u1", 104),  # TTL index j
+    "probe_role": ("u1", 105),
+}
+PACKET = np.dtype(
+    {
+        "names": list(_PACKET),
+        "formats": [fmt for fmt, _ in _PACKET.values()],
+        "offsets": [at for _, at in _PACKET.values()],
+        "itemsize": 128,
+        "aligned": True,
+    }
+)
+
+# Who an event or a table slot speaks of: both ends as the first packet had them, IPv4 in the first four bytes
+ENDS = [
+    ("src", np.uint8, 16),
+    ("dst", np.uint8, 16),
+    ("sport", np.uint16),
+    ("dport", np.uint16),
+    ("vlan", np.uint16),
+    ("proto", np.uint8),
+    ("ip_version", np.uint8),  # 4, 6 or 0: then there are no addresses
+]
+HEAD = np.dtype(ENDS, align=True)
+
+# What every event row begins with; the detector's own fields follow
+EVENT = [
+    ("ts", np.int64),
+    ("order", np.int64),  # capture clock at which it became known: events are delivered in this order
+    ("seq", np.int64),  # packet it speaks of, 0-based over all files
+    ("cause", np.int64),  # seq of the packet at which it was made; by a deadline: of the packet that made the state
+    ("by_packet", np.uint8),  # 0: made by a deadline; at the same `order` those come first
+    ("code", np.uint8),  # 1-based index into Detector.events
+    *ENDS,
+]
+
+
+class Row(np.void):
+    """A row as interpreted code sees it: attributes are its fields, also where numpy has one of that name (`flags`)."""
+
+    def __getattribute__(self, name):
+        fields = np.void.__getattribute__(self, "dtype").fields
+        if name not in fields:
+            return np.void.__getattribute__(self, name)
+        value = np.void.getfield(self, *fields[name][:2])
+        return value if value.dtype.names is None else _as_rows(value)
+
+    def __setattr__(self, name, value):
+        np.void.setfield(self, value, *np.void.__getattribute__(self, "dtype").fields[name][:2])
+
+
+class Rows(np.ndarray):
+    """An array of Row: `rows.ts` is the field, as with np.recarray."""
+
+    def __getattr__(self, name):
+        fields = np.ndarray.__getattribute__(self, "dtype").fields
+        if fields is None or name not in fields:
+            raise AttributeError(name)
+        return self[name]
+
+    def __setattr__(self, name, value):
+        if name in (np.ndarray.__getattribute__(self, "dtype").fields or ()):
+            self[name][...] = value
+        else:
+            np.ndarray.__setattr__(self, name, value)
+
+
+def _as_rows(value):
+    dtype = np.dtype((Row, value.dtype))
+    return value.view(dtype) if isinstance(value, np.void) else value.view(dtype=dtype, type=Rows)
+
+
+def rows(dtype, count):
+    """`count` zeroed rows of `dtype`: the one allocator of row arrays.
+
+    Attribute access to a row works compiled and, through Row, interpreted too. Pages are taken on first use.
+    """
+    array = np.zeros(int(count), dtype=dtype)
+    return array.view(np.recarray) if JIT else _as_rows(array)

@@ -1,0 +1,106 @@
+"""A detector at work: its loop, its table, its event buffer, for one worker. Knows what a detector is, but none of them."""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dataplane.flowtable import new_tables, table_bytes
+from dataplane.kernels import Kernel
+from dataplane.records import rows
+
+ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
+BUFFER_EVENTS = 8192  # handed over when full, and at the end of each batch
+FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS
+
+TURN = np.dtype(
+    [
+        ("worker", np.int64),
+        ("workers", np.int64),
+        ("position", np.int64),  # packets of the list that are done
+        ("count", np.int64),  # packets in the list
+        ("made", np.int64),  # events in the buffer
+        ("room", np.int64),  # of which more than this must not be made before they are taken
+        ("clock", np.int64),  # of the batch's last packet
+    ],
+    align=True,
+)
+
+LOOP = Path(__file__).with_name("loop.py")
+
+
+def bind(detector):
+    """The detector's own loop: loop.py executed with DETECTOR set, as a module that numba can keep on disk.
+
+    Its kernels' names hold a hash of the detector's source, so that a changed detector is compiled anew.
+    """
+    name = f"dataplane.loop_{detector.name}"
+    source = inspect.getsource(inspect.getmodule(detector.tick))
+    spec = importlib.util.spec_from_file_location(name, LOOP)
+    module = importlib.util.module_from_spec(spec)
+    module.DETECTOR = detector
+    module.TAG = f"{detector.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return Kernel(module.run), Kernel(module.finish)
+
+
+class Runner:
+    """One detector's share of the work of one worker."""
+
+    def __init__(self, detector, kernels, table, params, share):
+        self.detector, self.table, self.params = detector, table, params
+        self.run, self.finish = kernels
+        self.events = rows(detector.event, BUFFER_EVENTS)
+        self.turns = rows(TURN, 1)
+        self.turn = self.turns[0]
+        self.turn.worker, self.turn.workers = share
+        self.turn.room = BUFFER_EVENTS - ROOM_EVENTS
+
+    def work(self, batch):
+        """Run the detector over its list of the batch; a list of arrays of the events made."""
+        turn, kind, made = self.turn, self.detector.kind, []
+        turn.position, turn.count = 0, batch.counts[kind]
+        turn.clock = batch.clock
+        done = False
+        while not done:
+            done = self.run(batch.buf, batch.packets, batch.lists[kind], self.table, self.events, self.params, self.turns)
+            if turn.made:
+                made.append(self.take())
+        return made
+
+    def take(self):
+        """A copy of the events in the buffer, which is then empty."""
+        events = self.events[: self.turn.made].copy()
+        self.turn.made = 0
+        return events
+
+    def live(self):
+        """Slots of this worker's live states and the seq of the packet that made each, oldest first."""
+        slots = np.flatnonzero(self.table.keys > 1)
+        shift, workers = int(self.table.control[0].blocks_shift), int(self.turn.workers)
+        slots = slots[((slots >> 6) * workers >> shift) == self.turn.worker]
+        born = self.table.states["born"][slots]
+        order = np.argsort(born)
+        return slots[order], born[order]
+
+    def end(self, slots, clock):
+        """Tick the states in `slots` (at most FINISH_STATES) for the last time."""
+        self.turn.clock = clock
+        self.finish(self.table, slots, self.events, self.params, self.turns)
+        return self.take()
+
+
+def make_runners(detector, params, capacity, workers):
+    """A runner for each worker; together they own one table of `capacity` states."""
+    kernels = bind(detector)
+    tables = new_tables(capacity, detector.state, workers)
+    return [Runner(detector, kernels, table, params, (i, workers)) for i, table in enumerate(tables)]
+
+
+def runner_bytes(detector, capacity, workers):
+    """Memory that make_runners may come to use."""
+    return table_bytes(capacity, detector.state) + workers * BUFFER_EVENTS * detector.event.itemsize

@@ -1,0 +1,1 @@
+"""Sample captures, the script that makes them and the events expected of them. Standard library only."""

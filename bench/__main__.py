@@ -89,7 +89,7 @@ def paired(results, name, case, path, quick):
         "peer": peer._asdict(),
         "command": command and command._asdict(),
         "kernel_pps": kernel,
-        "command_ratio": command and (case.packets / command.wall_s) / (given / peer.wall_s),
+        "command_ratio": command and (case.packets / command.wall_s) / (given / peer.loop_s),
         "kernel_ratio": kernel and kernel / (given / peer.loop_s),
     }
 
@@ -110,7 +110,7 @@ def measure(results, case, names, args):
         "qoetap kernel": report.median([r["kernel_pps"] for r in every]),
     }
     shape = "full IMIX frames" if case.snap == FULL else f"{case.snap}-byte snapshots"
-    title = f"{case.flows:,} flows, {case.order}, {shape}"
+    title = f"{case.packets:,} packets, {case.flows:,} flows, {case.order}, {shape}"
     size = path.stat().st_size
     results["cases"].append({"title": title, **case._asdict(), "bytes": size, "ours": mine, "peers": rows})
 
@@ -171,7 +171,7 @@ def main():
         tiny = traffic.make(traffic.Traffic(10, 10))
         results["start"] = attempt(results, "qoetap start", lambda: ours.start_up(tiny, args.rounds))
     report.write(results, args.out)
-    say(f"{args.out}/results.md, results.json, rates.png")
+    say(f"report: {args.out}/results.md")
     return 1 if results["failed"] else 0
 
 

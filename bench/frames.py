@@ -343,7 +343,7 @@ def write(buf, at, state, now, seed):
     flow = now.flow
     now.who = np.int64(mix(seed + np.uint64(99), np.uint64(flow)) >> np.uint64(4)) & ~3 | flow & 3
     now.kind, now.v6 = KINDS[flow % 1000], flow // 3 % IPV6_ONE_IN == 0
-    now.client, now.server = 0x0A000001 + flow // 4, 0xC6120000 + ((now.who >> 8) & 0x7FFF) * 4 + (flow & 3)
+    now.client, now.server = (0x0A000001 + flow // 4, 0xC6120000 + ((now.who >> 8) & 0x7FFF) * 4 + (flow & 3))
     vlan = 100 + flow % 8 if flow // 7 % VLAN_ONE_IN == 0 else 0
     network = at + (18 if vlan else 14)
     transport = network + (40 if now.v6 else 20)

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.peers import Missing, Run, launch
 
 DETECTORS = ("iqn", "icmp_loop", "ptp", "sandwich", "probe_stream", "flow")
+NOT_CONNECTED = None  # what qoetap_rate says until it runs dataplane.engine
 
 
 def command(path, cache_dir=None, stats=None):
@@ -32,7 +33,7 @@ def kernel(path, detectors=DETECTORS, workers=1, capacity=0):
     request = json.dumps([str(path), list(detectors), workers, capacity])
     text = launch([sys.executable, "-m", "bench.ours", request])[3]
     rate = json.loads(text.strip().splitlines()[-1])
-    if rate is None:
+    if rate is NOT_CONNECTED:
         raise Missing("dataplane.engine is not connected to the benchmark yet")
     return rate
 
@@ -42,7 +43,7 @@ def qoetap_rate(path, detectors, workers, capacity):
 
     `capacity` is the number of flows that the tables must hold, 0 for the default; no detectors: decode alone.
     """
-    return None
+    return NOT_CONNECTED
 
 
 def main():

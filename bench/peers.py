@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-IDLE_S, ACTIVE_S = 120, 1800  # of every flow peer; the captures are shorter, so no flow expires in any of them
+IDLE_S, ACTIVE_S = (120, 1800)  # of every flow peer; the captures are shorter, so no flow expires in any of them
 FLOWS_LIMIT = 1 << 21  # softflowd's default of 8192 would evict all the time
 
 
@@ -43,7 +43,7 @@ def launch(argv, env=None):
     with tempfile.NamedTemporaryFile("r") as cost:
         argv = [sys.executable, "-I", "-S", ROOT / "bench" / "launch.py", cost.name, *argv]
         command = [str(a) for a in argv]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         text = done.stdout.decode(errors="replace")
         if done.returncode:
             raise RuntimeError(f"{command[5]} ended with {done.returncode}: {text.strip()[-400:]}")
@@ -63,7 +63,7 @@ def version_of(argv):
     """Name and version, as a tool prints them when asked."""
     if shutil.which(argv[0]) is None:
         raise Missing(f"{argv[0]} is not installed")
-    done = subprocess.run(argv, capture_output=True, text=True)
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
     number = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
     return f"{argv[0]} {number[0] if number else 'of unknown version'}"
 

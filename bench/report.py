@@ -10,7 +10,7 @@ from bench import frames
 
 HOW = """Medians of {rounds} rounds; in each, qoetap and the peer run one after the other on the same file.
 "counted" is what the contender says it processed. The last two columns say how many times faster qoetap was:
-its whole command against the peer's whole run, its kernels against the peer's loop."""
+its whole command (start included), and its kernels (compiled, second pass), against the peer's loop."""
 
 
 def machine():
@@ -85,7 +85,7 @@ def markdown(results):
     lines += [", ".join(results["versions"].values()) + ".", "", f"Traffic: {results['mix']}.", ""]
     lines += [HOW.format(rounds=results["rounds"])]
     for case in results["cases"]:
-        lines += ["", f"## {case['title']}", "", f"{case['bytes'] / 1e6:.0f} MB, {case['packets']:,} packets.", ""]
+        lines += ["", f"## {case['title']}", "", f"{case['bytes'] / 1e6:.0f} MB.", ""]
         lines += case_table(case)
     for title in ("kernels", "start", "flood"):
         if results.get(title):
@@ -103,7 +103,7 @@ def plot(results, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cases = results["cases"]
+    cases = [case for case in results["cases"] if case["peers"]]
     names = list(dict.fromkeys(n for c in cases for n in [*c["ours"], *c["peers"]]))
     figure, axes = pyplot.subplots(figsize=(10, 1 + 0.35 * len(names) * max(1, len(cases) / 4)))
     for i, case in enumerate(cases):
@@ -127,4 +127,5 @@ def write(results, folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "results.md").write_text(markdown(results))
-    plot(results, folder / "rates.png")
+    if results["cases"]:
+        plot(results, folder / "rates.png")

@@ -66,7 +66,7 @@ def fill(buf, states, nows, count, spec):
 
     `nows` is one NOW row, `spec` int64: order, flows, snap, seed, rate.
     """
-    order, flows, snap, seed, rate = spec[0], spec[1], spec[2], np.uint64(spec[3]), spec[4]
+    order, flows, snap, seed, rate = (spec[0], spec[1], spec[2], np.uint64(spec[3]), spec[4])
     now, at = nows[0], 0
     for _ in range(count):
         draw = frames.mix(seed, np.uint64(now.number))

@@ -75,10 +75,11 @@ def wide_step(ts, base, now):
 
 @njit(nogil=True, cache=True)
 def set_clock(frames, clock):
-    """Fill FRAME.clock. Sequential by nature, so it runs before any parallel work."""
+    """Fill FRAME.clock; the last one. Sequential by nature, so it runs before any parallel work."""
     state = clock[0]
     for i in range(frames.size):
         advance(state, frames[i])
+    return state.now
 
 
 @njit(nogil=True, cache=True)
@@ -118,12 +119,13 @@ class Batch:
         self.lists = np.zeros((len(KINDS), size + 1), np.int32)
         self.counts = np.zeros(len(KINDS), np.int64)
         self.reasons = np.zeros((2, len(wire.REASONS)), np.int64)
+        self.views, self.numbers = list(self.lists), []
         self.buf, self.size, self.clock = None, 0, 0
 
-    def fill(self, block, options, first_seq):
-        """Decode a block whose clocks are set; it must stay as it is until the batch is done with."""
-        self.buf, self.size = block.buf, len(block.frames)
-        self.clock = int(block.frames[-1].clock) if self.size else 0
+    def fill(self, block, options, first_seq, clock):
+        """Decode a block whose clocks are set, the last one to `clock`; it must stay as it is until the batch is used up."""
+        self.buf, self.size, self.clock = block.buf, len(block.frames), clock
         self.fill_kernel(
             block.buf, block.frames, options, self.packets, self.lists, self.counts, self.reasons, first_seq
         )
+        self.numbers = self.counts.tolist()

@@ -69,14 +69,13 @@ class Engine:
         """Fill a batch from each block; the clock first, since it runs through all of them."""
         jobs = []
         for batch, block in zip(self.batches, blocks, strict=False):
-            self.set_clock(block.frames, self.clock)
-            jobs.append((batch, block, self.seen))
+            jobs.append((batch, block, self.seen, self.set_clock(block.frames, self.clock)))
             self.seen += len(block.frames)
             self.ledger.seen += len(block.frames)
-        self.map(lambda job: job[0].fill(job[1], self.options, job[2]), jobs)
-        for batch, _, _ in jobs:
+        self.map(lambda job: job[0].fill(job[1], self.options, *job[2:]), jobs)
+        for batch, *_ in jobs:
             self.ledger.lists += batch.reasons
-        return [batch for batch, _, _ in jobs]
+        return [batch for batch, *_ in jobs]
 
     def detect(self, batches):
         """Run every worker's detectors over the batches; for each detector a list of arrays of events."""

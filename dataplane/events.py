@@ -45,6 +45,14 @@ class Events(NamedTuple):
     def copy(self):
         return self._replace(parts=[(d, rows.copy()) for d, rows in self.parts], order=self.order.copy())
 
+    def flat(self):
+        """The event rows as one array of int64 words, and the byte offset in it of each event's row."""
+        words = [rows.view(np.ndarray).view(np.int64) for _, rows in self.parts]
+        bases = np.cumsum([0] + [8 * len(w) for w in words[:-1]])
+        sizes = np.array([detector.event.itemsize for detector, _ in self.parts])
+        part, row = self.order[:, 0], self.order[:, 1]
+        return words[0] if len(words) == 1 else np.concatenate(words), bases[part] + row * sizes[part]
+
 
 class Column(NamedTuple):
     """One column of every event, or one field of a detector's. `form` and `need` are those of render.OP."""
@@ -266,15 +274,11 @@ class Renderer:
 
     def lines(self, events):
         """(words, lines) of render, STOP not filled in."""
-        parts = [rows.view(np.ndarray).view(np.int64) for _, rows in events.parts]
-        words = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        sizes = np.array([d.event.itemsize for d, _ in events.parts])
-        bases = np.cumsum([0] + [8 * len(p) for p in parts[:-1]])
-        part, row = events.order[:, 0], events.order[:, 1]
-        lines = np.empty((len(events.order), r.LINE_COLUMNS), np.int64)
-        at = lines[:, r.ROW] = bases[part] + row * sizes[part]
+        words, at = events.flat()
+        lines = np.empty((len(at), r.LINE_COLUMNS), np.int64)
+        lines[:, r.ROW] = at
         starts = np.array([self.starts[d.name] for d, _ in events.parts])
-        lines[:, r.START] = starts[part, words.view(np.uint8)[at + _HEAD["code"][1]]]
+        lines[:, r.START] = starts[events.order[:, 0], words.view(np.uint8)[at + _HEAD["code"][1]]]
         return words, lines
 
     def chunks(self, events):

@@ -31,13 +31,13 @@ from detectors.base import DUE, EMERGENCY, END, FORGET
 DETECTOR: object  # set by runner.bind before this file is executed
 TAG: str
 key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
-STATE_BYTES = DETECTOR.state.itemsize
+STATE_BYTES, PACKET_ENDS = DETECTOR.state.itemsize, DETECTOR.packet_ends
 
 AHEAD_PACKETS = 12  # how far ahead the table's lines are asked for
 ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
 
-# What a call is given and leaves behind, see runner.TURN: `count` packets of the list, the batch's last clock, this
-# worker's number and how many there are; position and events made, so that a call whose event buffer is full goes on later.
+# `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events made,
+# so that a call whose event buffer was full can go on.
 
 
 def named(function):
@@ -50,12 +50,15 @@ def named(function):
 def emit(event, head, code, turn):
     """Complete the event that the detector has filled."""
     event.code = code
+    turn.made += 1
+    if PACKET_ENDS:
+        event.ip_version = event.proto = event.vlan = event.sport = event.dport = 0
+        return
     event.sport, event.dport = head.sport, head.dport
     event.vlan, event.proto, event.ip_version = head.vlan, head.proto, head.ip_version
     for i in range(16):
         event.src[i] = head.src[i]
         event.dst[i] = head.dst[i]
-    turn.made += 1
 
 
 @njit(forceinline=True)
@@ -150,30 +153,30 @@ def settle(at, control, state, slot, clock, fresh):
 
 
 @named
-def run(buf, packets, index, table, events, params, turns):
-    """Step the states of this worker's packets in `index` and tick those whose time has come.
+def run(buf, packets, index, count, clock, table, events, params, turns):
+    """Step the states of this worker's packets in `index` and tick those whose time has come by `clock`.
 
-    True when the batch is done; False when `events` is full: take them and call again.
+    (done, events made): done is False when `events` is full; take them and call again.
     """
     turn, control, p = turns[0], table.control[0], params[0]
     at, mem, states = places(table), memory(buf), memory(table.dues)
-    while turn.position < turn.count:
+    turn.made = 0
+    for i in range(turn.position, count):
+        turn.position = i
         if turn.made >= turn.room:
-            return False
-        i = turn.position
-        if i + AHEAD_PACKETS < turn.count:
+            return False, turn.made
+        if i + AHEAD_PACKETS < count:
             ahead = home_of(control, key(packets[index[i + AHEAD_PACKETS]], p))
             prefetch(at.keys, ahead, 8)
             prefetch(states, ahead, STATE_BYTES)
         pkt = packets[index[i]]
         k = key(pkt, p)
         if k == np.uint64(0) or worker_of(control, k, turn.workers) != turn.worker:
-            turn.position += 1
             continue
         k |= np.uint64(2)
         if pkt.clock >> TICK_BITS > control.now or not control.started:
             if not advance(table, at, pkt.clock >> TICK_BITS, events, p, turn):
-                return False
+                return False, turn.made
         slot = find(at, control, k)
         fresh = slot < 0
         if fresh:
@@ -187,20 +190,27 @@ def run(buf, packets, index, table, events, params, turns):
         code = step(pkt, state, event, p)
         if code:
             emit(event, table.heads[slot], code, turn)
+            if PACKET_ENDS:
+                write_head(mem, pkt, event)
         settle(at, control, state, slot, pkt.clock, fresh)
-        turn.position += 1
-    return control.started == 0 or advance(table, at, turn.clock >> TICK_BITS, events, p, turn)
+    turn.position = count
+    if control.started and not advance(table, at, clock >> TICK_BITS, events, p, turn):
+        return False, turn.made
+    turn.position = 0
+    return True, turn.made
 
 
 @named
-def finish(table, slots, events, params, turns):
-    """Tick the states in `slots` for the last time, at the end of input; `events` has room for all."""
+def finish(table, slots, clock, events, params, turns):
+    """Tick the states in `slots` for the last time, at the end of input; `events` has room for all. Events made."""
     turn, at, p = turns[0], places(table), params[0]
+    turn.made = 0
     for slot in slots:
         state, event = table.states[slot], events[turn.made]
-        begin(event, turn.clock, NEVER, state.born, state.born, 0)
-        code = tick(state, turn.clock, END, event, p)
+        begin(event, clock, NEVER, state.born, state.born, 0)
+        code = tick(state, clock, END, event, p)
         if code:
             emit(event, table.heads[slot], code, turn)
         delist(at, slot)
         give_back(at, table.control[0], slot)
+    return turn.made

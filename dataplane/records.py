@@ -51,7 +51,7 @@ RTP, PROBE = 1 << 16, 1 << 17  # what a packet in the STREAM list is
 CUT = 1 << 18  # captured shorter than it was on the wire
 SELF = 1 << 19  # source and destination address are equal: then REVERSE does not tell the direction
 
-_PACKET = {  # name: (type, offset); one cache line of what every packet has, then a second one
+_PACKET = {  # name: (type, offset); one cache line that every packet fills, a second one by kind
     "ts": ("i8", 0),
     "clock": ("i8", 8),
     "seq": ("i8", 16),  # 0-based number of the packet in the run, over all files
@@ -61,7 +61,8 @@ _PACKET = {  # name: (type, offset); one cache line of what every packet has, th
     "payload_len": ("i4", 44),  # transport payload by the headers' length fields, not by what was captured
     "sport": ("u2", 48),  # ICMP: type
     "dport": ("u2", 50),  # ICMP: code
-    "flags": ("u4", 52),
+    "flags": ("u4", 52),  # its high byte is `reason`
+    "reason": ("u1", 55),  # where decoding stopped, wire.REASONS
     "proto": ("u1", 56),  # IP protocol number after extension headers
     "ip_version": ("u1", 57),  # 4, 6 or 0
     "tos": ("u1", 58),  # ToS or traffic class
@@ -69,43 +70,42 @@ _PACKET = {  # name: (type, offset); one cache line of what every packet has, th
     "first_byte": ("u1", 60),  # of the UDP payload
     "ttl": ("u1", 61),
     "vlan": ("u2", 62),  # outermost VLAN id, 0 none
-    "caplen": ("i4", 64),
-    "reason": ("u1", 68),  # why decoding stopped, wire.REASONS
-    "linktype": ("u2", 70),
+    "ports": ("u4", 48),  # both ports, and the eight bytes from `proto` on, as one word: to clear them
+    "small": ("u8", 56),
     # kind QUIC
-    "quic_client": ("u8", 72),  # keyed hash of the destination address of a packet from port 443; 0: of any other
+    "quic_client": ("u8", 64),  # keyed hash of the destination address of a packet from port 443; 0: of any other
     # kind ECHO
-    "icmp_id": ("u2", 72),
-    "icmp_seq": ("u2", 74),
+    "icmp_id": ("u2", 64),
+    "icmp_seq": ("u2", 66),
     # kind PTP (IEEE 1588-2019, 13.3)
-    "ptp_clock": ("u8", 72),  # sourcePortIdentity.clockIdentity
-    "ptp_requesting_clock": ("u8", 80),  # requestingPortIdentity, in responses
-    "ptp_correction": ("i8", 88),  # correctionField, ns * 2**16
-    "ptp_time": ("i8", 96),  # the body's timestamp in ns, NO_TIME where it has none
-    "ptp_port": ("u2", 104),
-    "ptp_requesting_port": ("u2", 106),
-    "ptp_seq": ("u2", 108),
-    "ptp_flags": ("u2", 110),  # flagField as one big-endian word, twoStepFlag is 0x0200
-    "ptp_type": ("u1", 112),
-    "ptp_version": ("u1", 113),  # major
-    "ptp_domain": ("u1", 114),
-    "ptp_interval": ("i1", 115),  # logMessageInterval
-    "ptp_sdo": ("u2", 116),  # sdoId: majorSdoId << 8 | minorSdoId
-    "ptp_pair": ("u8", 120),  # keyed hash of the two addresses (IP or MAC), the same both ways; 0: sent to a group
+    "ptp_clock": ("u8", 64),  # sourcePortIdentity.clockIdentity
+    "ptp_requesting_clock": ("u8", 72),  # requestingPortIdentity, in responses
+    "ptp_correction": ("i8", 80),  # correctionField, ns * 2**16
+    "ptp_time": ("i8", 88),  # the body's timestamp in ns, NO_TIME where it has none
+    "ptp_port": ("u2", 96),
+    "ptp_requesting_port": ("u2", 98),
+    "ptp_seq": ("u2", 100),
+    "ptp_flags": ("u2", 102),  # flagField as one big-endian word, twoStepFlag is 0x0200
+    "ptp_type": ("u1", 104),
+    "ptp_version": ("u1", 105),  # major
+    "ptp_domain": ("u1", 106),
+    "ptp_interval": ("i1", 107),  # logMessageInterval
+    "ptp_sdo": ("u2", 108),  # sdoId: majorSdoId << 8 | minorSdoId
+    "ptp_pair": ("u8", 112),  # keyed hash of the two addresses (IP or MAC), the same both ways; 0: sent to a group
     # kind STREAM with RTP (RFC 3550, 5.1)
-    "rtp_ssrc": ("u4", 72),
-    "rtp_time": ("u4", 76),
-    "rtp_seq": ("u2", 80),
-    "rtp_type": ("u1", 82),  # payload type
-    "rtp_marker": ("u1", 83),
+    "rtp_ssrc": ("u4", 64),
+    "rtp_time": ("u4", 68),
+    "rtp_seq": ("u2", 72),
+    "rtp_type": ("u1", 74),  # payload type
+    "rtp_marker": ("u1", 75),
     # kinds SANDWICH and STREAM with PROBE (docs/probe-format.md)
-    "probe_session": ("u8", 72),
-    "probe_sent": ("i8", 80),  # ns since 1970 by the sender's clock
-    "probe_d": ("i8", 88),  # ns between P1 and P2
-    "probe_round": ("u4", 96),
-    "probe_seq": ("u4", 100),
-    "probe_ttl": ("u1", 104),  # TTL index j
-    "probe_role": ("u1", 105),
+    "probe_session": ("u8", 64),
+    "probe_sent": ("i8", 72),  # ns since 1970 by the sender's clock
+    "probe_d": ("i8", 80),  # ns between P1 and P2
+    "probe_round": ("u4", 88),
+    "probe_seq": ("u4", 92),
+    "probe_ttl": ("u1", 96),  # TTL index j
+    "probe_role": ("u1", 97),
 }
 PACKET = np.dtype(
     {

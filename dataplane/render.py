@@ -303,6 +303,12 @@ def sha1(scratch):
 
 
 @njit
+def has_ports(words, row, proto):
+    """Whether the protocol has ports and they are known: a later fragment's are both zero."""
+    return (proto == TCP or proto == UDP or proto == SCTP) and read(words, row + SPORT, np.int64(-4)) != 0
+
+
+@njit
 def ports_of(words, row):
     """Community ID's ports: (source, destination, has ports, may be swapped)."""
     proto = byte(words, row + PROTO)
@@ -310,7 +316,7 @@ def ports_of(words, row):
     if proto == ICMP or proto == ICMPV6:
         answer = ANSWERS[sport & 255] if proto == ICMP else ANSWERS_V6[sport & 255]
         return sport, dport if answer < 0 else answer, True, answer >= 0
-    return sport, dport, proto == TCP or proto == UDP or proto == SCTP, True
+    return sport, dport, has_ports(words, row, proto), True
 
 
 @njit
@@ -326,7 +332,7 @@ def swapped(words, row, sport, dport):
 @njit
 def digest(words, row, scratch):
     """SHA-1 of the row's flow: Community ID v1, seed 0 (github.com/corelight/community-id-spec)."""
-    sport, dport, has_ports, both_ways = ports_of(words, row)
+    sport, dport, ported, both_ways = ports_of(words, row)
     first, second = row + SRC, row + DST
     if both_ways and swapped(words, row, sport, dport):
         first, second, sport, dport = second, first, dport, sport
@@ -337,7 +343,7 @@ def digest(words, row, scratch):
         scratch[1 + units + k] = unit(words, second + 2 * k)
     end = 2 * units + 1
     scratch[end] = byte(words, row + PROTO) << 8
-    if has_ports:
+    if ported:
         scratch[end + 1], scratch[end + 2] = sport, dport
         end += 2
     scratch[end + 1] = 0x8000
@@ -387,7 +393,7 @@ def has(words, row, need):
         return False
     proto = byte(words, row + PROTO)
     if need == PORTS:
-        return proto == TCP or proto == UDP or proto == SCTP
+        return has_ports(words, row, proto)
     return need == IP or proto == ICMP or proto == ICMPV6
 
 

@@ -21,10 +21,8 @@ TURN = np.dtype(
         ("worker", np.int64),
         ("workers", np.int64),
         ("position", np.int64),  # packets of the list that are done
-        ("count", np.int64),  # packets in the list
         ("made", np.int64),  # events in the buffer
         ("room", np.int64),  # of which more than this must not be made before they are taken
-        ("clock", np.int64),  # of the batch's last packet
     ],
     align=True,
 )
@@ -56,42 +54,35 @@ class Runner:
         self.run, self.finish = kernels
         self.events = rows(detector.event, BUFFER_EVENTS)
         self.turns = rows(TURN, 1)
-        self.turn = self.turns[0]
-        self.turn.worker, self.turn.workers = share
-        self.turn.room = BUFFER_EVENTS - ROOM_EVENTS
+        turn = self.turns[0]
+        turn.worker, turn.workers = share
+        turn.room = BUFFER_EVENTS - ROOM_EVENTS
 
     def work(self, batch):
         """Run the detector over its list of the batch; a list of arrays of the events made."""
-        turn, kind, made = self.turn, self.detector.kind, []
-        turn.position, turn.count = 0, batch.counts[kind]
-        turn.clock = batch.clock
-        done = False
+        kind, made, done = self.detector.kind, [], False
         while not done:
-            done = self.run(batch.buf, batch.packets, batch.lists[kind], self.table, self.events, self.params, self.turns)
-            if turn.made:
-                made.append(self.take())
+            done, n = self.run(
+                batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock,
+                self.table, self.events, self.params, self.turns,
+            )  # fmt: skip
+            if n:
+                made.append(self.events[:n].copy())
         return made
-
-    def take(self):
-        """A copy of the events in the buffer, which is then empty."""
-        events = self.events[: self.turn.made].copy()
-        self.turn.made = 0
-        return events
 
     def live(self):
         """Slots of this worker's live states and the seq of the packet that made each, oldest first."""
         slots = np.flatnonzero(self.table.keys > 1)
-        shift, workers = int(self.table.control[0].blocks_shift), int(self.turn.workers)
-        slots = slots[((slots >> 6) * workers >> shift) == self.turn.worker]
+        shift, turn = int(self.table.control[0].blocks_shift), self.turns[0]
+        slots = slots[((slots >> 6) * int(turn.workers) >> shift) == turn.worker]
         born = self.table.states["born"][slots]
         order = np.argsort(born)
         return slots[order], born[order]
 
     def end(self, slots, clock):
         """Tick the states in `slots` (at most FINISH_STATES) for the last time."""
-        self.turn.clock = clock
-        self.finish(self.table, slots, self.events, self.params, self.turns)
-        return self.take()
+        n = self.finish(self.table, slots, clock, self.events, self.params, self.turns)
+        return self.events[:n].copy()
 
 
 def make_runners(detector, params, capacity, workers):

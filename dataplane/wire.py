@@ -4,6 +4,8 @@ Functions take the buffer, the offset `at` of their layer and the offset `end` b
 past `end` are never read, whatever the headers claim. `decode` returns the lists the packet belongs to, as a bit set.
 """
 
+import hashlib
+
 import numpy as np
 from numba import njit
 
@@ -27,6 +29,7 @@ from dataplane.records import (
     REVERSE,
     RTP,
     SANDWICH,
+    SELF,
     SNAP,
     STREAM,
     TCP_HEADER,
@@ -37,6 +40,7 @@ from dataplane.records import (
     UDP_LENGTH,
     VERSION_MISMATCH,
     VLAN,
+    rows,
 )
 
 # Why decoding stopped: PACKET.reason
@@ -75,7 +79,18 @@ GTPU_PDU = 255  # message type that carries a user packet
 TUNNELS = ("gre", "ipip", "6in4", "vxlan", "geneve", "gtpu")
 T_GRE, T_IPIP, T_6IN4, T_VXLAN, T_GENEVE, T_GTPU = (1 << i for i in range(6))
 
-DECODE = np.dtype([("key0", np.uint64), ("key1", np.uint64), ("tunnels", np.int64)], align=True)
+HASH_KEYS = 32  # random words of DECODE.keys: 0 to 9 for IPv4, the others for IPv6
+DECODE = np.dtype([("keys", np.uint64, HASH_KEYS), ("tunnels", np.int64)], align=True)
+
+
+
+def decode_options(secret, tunnels=0):
+    """DECODE rows (1,): hash keys drawn from the bytes `secret`, which nobody outside may know, and tunnels to enter."""
+    options = rows(DECODE, 1)
+    options[0].keys[:] = np.frombuffer(hashlib.shake_256(secret).digest(8 * HASH_KEYS), np.uint64)
+    options[0].tunnels = tunnels
+    return options
+
 
 PROBE_MAGIC, PROBE_VERSION, PROBE_BYTES = 0x51544150, 1, 40  # "QTAP", docs/probe-format.md
 ROLE_STREAM = 4
@@ -93,19 +108,16 @@ def stop(row, reason):
 @njit(forceinline=True)
 def start(frame, row):
     """A row for a frame of which nothing is known yet."""
-    row.ts = frame.clock if frame.flags & (TIME_NONE | TIME_RANGE) else frame.ts
+    timeless, cut = frame.flags & (TIME_NONE | TIME_RANGE), frame.caplen < frame.len
+    row.ts = frame.clock if timeless else frame.ts
     row.clock = frame.clock
     row.hash = np.uint64(0)
     row.addr = -1
     row.len = min(frame.len, 2147483647)
-    row.caplen = frame.caplen
     row.payload_len = 0
-    row.sport = row.dport = 0
-    row.flags = (TIMELESS if frame.flags & (TIME_NONE | TIME_RANGE) else 0) | (CUT if frame.caplen < frame.len else 0)
-    row.proto = row.ip_version = row.tos = row.tcp_flags = row.first_byte = row.ttl = 0
-    row.vlan = 0
-    row.reason = OK
-    row.linktype = frame.linktype
+    row.ports = 0
+    row.flags = (TIMELESS if timeless else 0) | (CUT if cut else 0)
+    row.small = np.uint64(0)
 
 
 # --- link layers: each returns (ethertype, offset of what follows); ethertype 0 means stop
@@ -120,9 +132,8 @@ def ethernet(mem, at, end, row):
 
 
 @njit
-def cooked(mem, at, end, row):
+def cooked(mem, at, end, row, size):
     """Linux SLL: 16 bytes, protocol last; SLL2: 20 bytes, protocol first."""
-    size = 16 if row.linktype == SLL else 20
     if end - at < size:
         stop(row, SHORT_LINK)
         return 0, at
@@ -147,12 +158,11 @@ def loopback(mem, at, end, row):
 
 
 @njit(forceinline=True)
-def link(mem, at, end, row):
-    kind = row.linktype
+def link(mem, at, end, row, kind):
     if kind == ETHERNET:
         return ethernet(mem, at, end, row)
     if kind == SLL or kind == SLL2:
-        return cooked(mem, at, end, row)
+        return cooked(mem, at, end, row, 16 if kind == SLL else 20)
     if kind == RAW or kind == RAW_BSD or kind == RAW_OPENBSD:
         return T_RAW_IP, at
     if kind == IPV4_LINK:
@@ -260,7 +270,7 @@ def leave(row, ethertype):
 
 
 @njit(forceinline=True)
-def network(mem, at, end, row, ethertype):
+def network(mem, at, end, row, ethertype, uncaptured):
     if end <= at:
         stop(row, SHORT_IP)
         return -1, at, end, 0
@@ -268,15 +278,15 @@ def network(mem, at, end, row, ethertype):
     if (ethertype == T_IPV4 and version == 6) or (ethertype == T_IPV6 and version == 4):
         row.flags |= VERSION_MISMATCH
     elif version == 4 and ethertype != T_IPV6:
-        return ipv4(mem, at, end, row)
+        return ipv4(mem, at, end, row, uncaptured)
     elif version == 6 and ethertype != T_IPV4:
-        return ipv6(mem, at, end, row)
+        return ipv6(mem, at, end, row, uncaptured)
     stop(row, BAD_IP)
     return -1, at, end, 0
 
 
 @njit(forceinline=True)
-def ipv4(mem, at, end, row):
+def ipv4(mem, at, end, row, uncaptured):
     """RFC 791. A total length of 0 is segmentation offload: the frame's length stands in."""
     if end - at < 20:
         stop(row, SHORT_IP)
@@ -301,12 +311,12 @@ def ipv4(mem, at, end, row):
     if total:
         end = min(end, at + total)
     else:
-        total = row.len - row.caplen + (end - at)
+        total = end - at + uncaptured
     return np.int64(row.proto), at + header, end, total - header
 
 
 @njit
-def ipv6(mem, at, end, row):
+def ipv6(mem, at, end, row, uncaptured):
     """RFC 8200. A payload length of 0 is a jumbogram: the frame's length stands in."""
     if end - at < 40:
         stop(row, SHORT_IP)
@@ -319,7 +329,7 @@ def ipv6(mem, at, end, row):
     if length:
         end = min(end, at + 40 + length)
     else:
-        length = row.len - row.caplen + (end - at) - 40
+        length = end - at - 40 + uncaptured
     protocol = byte(mem, at + 6)
     row.proto = protocol
     at += 40
@@ -361,7 +371,7 @@ def extensions(mem, at, end, row, protocol, length):
 
 
 @njit(forceinline=True)
-def transport(mem, at, end, row, length):
+def transport(mem, at, end, row, length, options):
     """Ports or type and code, TCP flags, payload length; the lists that the packet belongs to.
 
     Written with selects where a random mix of TCP and UDP would make a processor guess wrong.
@@ -387,8 +397,10 @@ def transport(mem, at, end, row, length):
     row.tcp_flags = 0 if udp else byte(mem, at + 13 if left >= 14 else at)
     row.first_byte = byte(mem, at + 8) if left > 8 and udp else 0
     kinds = (udp & ((sport == HTTPS) | (dport == HTTPS))) << QUIC
+    if udp & (sport == HTTPS):
+        row.quic_client = one_address(mem, options, row, row.addr + (4 if row.ip_version == 4 else 16))
     if udp & (left > 8) & (marked(np.int64(row.first_byte)) | for_ptp(sport) | for_ptp(dport)):
-        kinds |= application(mem, at + 8, end, row)
+        kinds |= application(mem, at + 8, end, row, options)
     return kinds
 
 
@@ -450,9 +462,10 @@ def icmp(mem, at, end, row):
 
 
 @njit
-def application(mem, at, end, row):
+def application(mem, at, end, row, options):
     """What the UDP payload is: PTP by port, our probes by magic, RTP by its first two bytes."""
     if for_ptp(row.dport) or for_ptp(row.sport):
+        row.ptp_pair = address_pair(mem, options, row)
         return ptp(mem, at, end, row)
     first = row.first_byte
     if first >> 6 == 2:
@@ -506,6 +519,7 @@ def ptp(mem, at, end, row):
     row.ptp_type = kind
     row.ptp_version = version
     row.ptp_domain = byte(mem, at + 4)
+    row.ptp_sdo = (byte(mem, at) >> 4) << 8 | byte(mem, at + 5)
     row.ptp_flags = be16(mem, at + 6)
     row.ptp_correction = signed64(mem, at + 8)
     row.ptp_clock = be64(mem, at + 20)
@@ -536,9 +550,7 @@ def ptp_timestamp(mem, at):
 def inner(mem, at, end, row, tunnels):
     protocol = row.proto
     if protocol == UDP:
-        if end - at < 9 or not row.flags & PORTS:
-            return 0, at
-        return inner_udp(mem, at + 8, end, row.dport, tunnels)
+        return inner_udp(mem, at + 8, end, be16(mem, at + 2), tunnels) if end - at > 8 else (0, at)
     if protocol == GRE and tunnels & T_GRE:
         return gre(mem, at, end)
     if protocol == IPIP and tunnels & T_IPIP:
@@ -605,41 +617,43 @@ def decode(mem, frame, options, row):
     """Fill `row` from one frame; the bit set of lists (records.KINDS) it belongs to."""
     start(frame, row)
     at, end = frame.offset, frame.offset + frame.caplen
-    ethertype, at = link(mem, at, end, row)
+    ethertype, at = link(mem, at, end, row, frame.linktype)
     if ethertype != T_IPV4:
         ethertype, at = to_network(mem, at, end, row, ethertype)
         if ethertype == T_PTP:
             stop(row, NOT_IP)
+            row.ptp_pair = mac_pair(mem, options, frame) if frame.linktype == ETHERNET else np.uint64(0)
             return ptp(mem, at, end, row)
     if ethertype == 0:
         return 0
-    protocol, at, end, length = network(mem, at, end, row, ethertype)
+    uncaptured = max(0, np.int64(frame.len) - frame.caplen)
+    protocol, at, end, length = network(mem, at, end, row, ethertype, uncaptured)
     if protocol < 0:
         return flow(mem, options, row, 0)
     if options.tunnels and not row.flags & (FRAGMENT_LATER | TUNNEL):
         ethertype, body = inner(mem, at, end, row, options.tunnels)
         if ethertype:
-            return decode_inner(mem, body, end, row, options, ethertype)
-    return flow(mem, options, row, transport(mem, at, end, row, length))
+            return decode_inner(mem, body, end, row, options, ethertype, uncaptured)
+    return flow(mem, options, row, transport(mem, at, end, row, length, options))
 
 
 @njit
-def decode_inner(mem, at, end, row, options, ethertype):
+def decode_inner(mem, at, end, row, options, ethertype, uncaptured):
     """The packet inside a tunnel: what was learned of the outer network layer is replaced."""
     row.flags = (row.flags & (TIMELESS | CUT | VLAN)) | TUNNEL
-    row.ip_version = row.proto = row.tos = row.ttl = 0
-    row.sport = row.dport = 0
-    row.addr = -1
+    vlan_id, row.small, row.ports, row.addr = row.vlan, np.uint64(0), 0, -1
+    row.vlan = vlan_id
     ethertype, at = to_network(mem, at, end, row, ethertype)
     if ethertype == 0 or ethertype == T_PTP:
         return 0
-    protocol, at, end, length = network(mem, at, end, row, ethertype)
+    protocol, at, end, length = network(mem, at, end, row, ethertype, uncaptured)
     if protocol < 0:
         return flow(mem, options, row, 0)
-    return flow(mem, options, row, transport(mem, at, end, row, length))
+    return flow(mem, options, row, transport(mem, at, end, row, length, options))
 
 
-# --- flow hash
+# --- flow hash: sums of products of keyed pairs, of which the high halves are strongly universal (Thorup, "High speed
+#     hashing for integers and strings", 3.5); two of them make 64 bits. Whoever does not know the keys cannot aim at a slot.
 
 
 @njit(forceinline=True)
@@ -651,79 +665,75 @@ def flow(mem, options, row, kinds):
     low, high = (0, 0) if icmp else (np.int64(row.sport), np.int64(row.dport))
     if row.ip_version == 4:
         source, target = be32(mem, row.addr) << 16 | low, be32(mem, row.addr + 4) << 16 | high
-        row.flags |= REVERSE if source > target else 0
-        first, last = np.uint64(min(source, target)), np.uint64(max(source, target))
-        tail = (last >> np.uint64(16)) | np.uint64(row.proto) << np.uint64(32) | np.uint64(13 << 56)
-        h = siphash(options, first | last << np.uint64(48), tail)
+        row.flags |= (REVERSE if source > target else 0) | (SELF if source >> 16 == target >> 16 else 0)
+        first, last = min(source, target), max(source, target)
+        ports = (first & 0xFFFF) << 16 | (last & 0xFFFF)
+        row.hash = hash4(options, first >> 16, last >> 16, ports, np.int64(row.proto))
     else:
-        h = flow6(mem, options, row, np.uint64(low), np.uint64(high))
-    row.hash = h if h else np.uint64(1)
+        row.hash = flow6(mem, options, row, low, high)
     return kinds | 1 << IP
+
+
+@njit(forceinline=True)
+def pair(options, i, x, y):
+    return (options.keys[i] + np.uint64(x)) * (options.keys[i + 1] + np.uint64(y))
+
+
+@njit(forceinline=True)
+def join(upper, lower):
+    """One word of the high halves of two; never 0."""
+    return (upper & np.uint64(0xFFFFFFFF00000000)) | (lower >> np.uint64(32)) | np.uint64(1)
+
+
+@njit(forceinline=True)
+def hash4(options, first, last, ports, proto):
+    upper = options.keys[8] + pair(options, 0, first, last) + pair(options, 2, ports, proto)
+    lower = options.keys[9] + pair(options, 4, first, last) + pair(options, 6, ports, proto)
+    return join(upper, lower)
 
 
 @njit
 def flow6(mem, options, row, low, high):
-    s0, s1 = be64(mem, row.addr), be64(mem, row.addr + 8)
-    t0, t1 = be64(mem, row.addr + 16), be64(mem, row.addr + 24)
+    """The same over IPv6 addresses: each end is eight bytes, eight bytes and a port."""
+    source, target = row.addr, row.addr + 16
+    s0, s1, t0, t1 = be64(mem, source), be64(mem, source + 8), be64(mem, target), be64(mem, target + 8)
     if s0 > t0 or (s0 == t0 and (s1 > t1 or (s1 == t1 and low > high))):
-        s0, s1, t0, t1, low, high = t0, t1, s0, s1, high, low
+        source, target, low, high = target, source, high, low
         row.flags |= REVERSE
-    v0, v1, v2, v3 = sip_start(options)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, s0)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, s1)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, t0)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, t1)
-    tail = np.uint64(row.proto) | (low << np.uint64(8)) | (high << np.uint64(24)) | np.uint64(37 << 56)
-    return sip_end(v0, v1, v2, v3, tail)
+    row.flags |= SELF if s0 == t0 and s1 == t1 else 0
+    ports, proto = low << 16 | high, np.int64(row.proto)
+    upper = options.keys[30] + pair(options, 10, ports, proto)
+    lower = options.keys[31] + pair(options, 12, ports, proto)
+    for i in range(4):
+        x, y = be32(mem, source + 4 * i), be32(mem, target + 4 * i)
+        upper += pair(options, 14 + 2 * i, x, y)
+        lower += pair(options, 22 + 2 * i, x, y)
+    return join(upper, lower)
 
 
-@njit(forceinline=True)
-def siphash(options, word, tail):
-    """SipHash-1-3 (Aumasson, Bernstein, "SipHash: a fast short-input PRF") of one word and the last, short one."""
-    v0, v1, v2, v3 = sip_start(options)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, word)
-    return sip_end(v0, v1, v2, v3, tail)
+@njit
+def one_address(mem, options, row, at):
+    """Keyed hash of the address at `at`, of the row's IP version."""
+    if row.ip_version == 4:
+        return hash4(options, be32(mem, at), 0, 0, 0)
+    return hash4(options, be32(mem, at), be32(mem, at + 4), be32(mem, at + 8), be32(mem, at + 12))
 
 
-@njit(forceinline=True)
-def sip_start(options):
-    return (
-        options.key0 ^ np.uint64(0x736F6D6570736575),
-        options.key1 ^ np.uint64(0x646F72616E646F6D),
-        options.key0 ^ np.uint64(0x6C7967656E657261),
-        options.key1 ^ np.uint64(0x7465646279746573),
-    )
+@njit
+def address_pair(mem, options, row):
+    """Keyed hash of the packet's two addresses, the same both ways; 0 for a multicast destination."""
+    target = row.addr + (4 if row.ip_version == 4 else 16)
+    first = byte(mem, target)
+    if first == 0xFF or (row.ip_version == 4 and first >> 4 == 0xE):
+        return np.uint64(0)
+    return one_address(mem, options, row, row.addr) + one_address(mem, options, row, target)
 
 
-@njit(forceinline=True)
-def rotate(x, bits):
-    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
-
-
-@njit(forceinline=True)
-def sip_round(v0, v1, v2, v3):
-    v0 += v1
-    v1 = rotate(v1, 13) ^ v0
-    v0 = rotate(v0, 32)
-    v2 += v3
-    v3 = rotate(v3, 16) ^ v2
-    v0 += v3
-    v3 = rotate(v3, 21) ^ v0
-    v2 += v1
-    v1 = rotate(v1, 17) ^ v2
-    return v0, v1, rotate(v2, 32), v3
-
-
-@njit(forceinline=True)
-def sip_word(v0, v1, v2, v3, word):
-    v0, v1, v2, v3 = sip_round(v0, v1, v2, v3 ^ word)
-    return v0 ^ word, v1, v2, v3
-
-
-@njit(forceinline=True)
-def sip_end(v0, v1, v2, v3, tail):
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, tail)
-    v0, v1, v2, v3 = sip_round(v0, v1, v2 ^ np.uint64(0xFF), v3)
-    v0, v1, v2, v3 = sip_round(v0, v1, v2, v3)
-    v0, v1, v2, v3 = sip_round(v0, v1, v2, v3)
-    return v0 ^ v1 ^ v2 ^ v3
+@njit
+def mac_pair(mem, options, frame):
+    """The same for the MAC addresses of an Ethernet frame (the group bit: IEEE 802-2014, 8.2.2)."""
+    at = frame.offset
+    if byte(mem, at) & 1:
+        return np.uint64(0)
+    target = hash4(options, be32(mem, at), be16(mem, at + 4), 0, 1)
+    return target + hash4(options, be32(mem, at + 6), be16(mem, at + 10), 0, 1)

@@ -12,21 +12,19 @@ from dataplane.records import IP, REVERSE
 from detectors.base import DURATION, EMERGENCY, END, FORGET, Detector, EventType, Field, Option, event_row, state_row
 
 FIN, RST = 0x01, 0x04  # RFC 9293, 3.1
-TCP = 6
 IDLE, ACTIVE, TCP_END, GIVEN_UP, INPUT_END = range(5)
 REASONS = ("idle", "active", "tcp_end", "emergency", "end_of_input")
 
+TOSERVER, TOCLIENT = 0, 1  # index into the counters of a state
+
 STATE = state_row(
-    ("pkts_toserver", np.uint32),
-    ("pkts_toclient", np.uint32),
-    ("flags_toserver", np.uint8),
-    ("flags_toclient", np.uint8),
+    ("pkts", np.uint32, 2),
+    ("tcp_flags", np.uint8, 2),
     ("reversed", np.uint8),  # the first packet had flag REVERSE
     ("why", np.uint8),  # what its deadline means, an index into REASONS
     ("first_ts", np.int64),
     ("last_ts", np.int64),
-    ("bytes_toserver", np.int64),
-    ("bytes_toclient", np.int64),
+    ("bytes", np.int64, 2),
 )
 
 FLOW_END = EventType(
@@ -61,19 +59,15 @@ def key(pkt, params):
 @njit
 def step(pkt, flow, event, params):
     """Count the packet; records end by deadline only."""
-    backward = pkt.flags & REVERSE != 0
-    if flow.pkts_toserver == 0:
+    backward = np.int64(pkt.flags & REVERSE)
+    if flow.pkts[TOSERVER] == 0:
         flow.first_ts = flow.last_ts = pkt.ts
         flow.reversed = backward
     flow.last_ts = max(flow.last_ts, pkt.ts)
-    if backward == (flow.reversed != 0):
-        flow.pkts_toserver += 1
-        flow.bytes_toserver += pkt.len
-        flow.flags_toserver |= pkt.tcp_flags
-    else:
-        flow.pkts_toclient += 1
-        flow.bytes_toclient += pkt.len
-        flow.flags_toclient |= pkt.tcp_flags
+    side = backward ^ np.int64(flow.reversed)
+    flow.pkts[side] += np.uint32(1)
+    flow.bytes[side] += pkt.len
+    flow.tcp_flags[side] |= pkt.tcp_flags
     if flow.why != TCP_END:
         deadline(pkt, flow, params)
     return 0
@@ -84,14 +78,16 @@ def deadline(pkt, flow, params):
     left = params.active - (pkt.ts - flow.first_ts)
     flow.why = IDLE if params.idle <= left else ACTIVE
     flow.due = pkt.clock + min(params.idle, left)
-    if pkt.proto == TCP and closed(flow):
+    if closed(flow):
         flow.why = TCP_END
         flow.due = pkt.clock + params.tcp_close
 
 
 @njit
 def closed(flow):
-    return (flow.flags_toserver | flow.flags_toclient) & RST or flow.flags_toserver & flow.flags_toclient & FIN
+    """A RST was seen, or a FIN both ways."""
+    to, back = np.int64(flow.tcp_flags[TOSERVER]), np.int64(flow.tcp_flags[TOCLIENT])
+    return ((to | back) & RST) | (to & back & FIN) != 0
 
 
 @njit
@@ -99,9 +95,9 @@ def tick(flow, clock, reason, event, params):
     """The record, and the end of it."""
     event.start_ns, event.end_ns = flow.first_ts, flow.last_ts
     event.duration_ns = flow.last_ts - flow.first_ts
-    event.pkts_toserver, event.pkts_toclient = flow.pkts_toserver, flow.pkts_toclient
-    event.bytes_toserver, event.bytes_toclient = flow.bytes_toserver, flow.bytes_toclient
-    event.tcp_flags_toserver, event.tcp_flags_toclient = flow.flags_toserver, flow.flags_toclient
+    event.pkts_toserver, event.pkts_toclient = flow.pkts[TOSERVER], flow.pkts[TOCLIENT]
+    event.bytes_toserver, event.bytes_toclient = flow.bytes[TOSERVER], flow.bytes[TOCLIENT]
+    event.tcp_flags_toserver, event.tcp_flags_toclient = flow.tcp_flags[TOSERVER], flow.tcp_flags[TOCLIENT]
     event.reason = GIVEN_UP if reason == EMERGENCY else INPUT_END if reason == END else flow.why
     flow.due = FORGET
     return 1

@@ -27,7 +27,7 @@ KIND_RTP, KIND_PROBE = 0, 1
 KINDS = ("rtp", "probe")
 
 # RFC 3550, A.1
-MAX_DROPOUT_PACKETS = 3000  # a jump forward by so many is not loss, but another source or a restart
+MAX_DROPOUT_PACKETS = 3000  # a jump by so many is not loss, but another source or a restart
 WINDOW_PACKETS = 64  # how far behind the newest a packet is still told from a duplicate: bits of `seen`
 NO_SEQUENCE = -1  # `bad`: no jump before
 
@@ -40,7 +40,7 @@ UNKNOWN = -1.0  # a jitter that is not known
 COMFORT_NOISE = (13, 19)  # payload types (RFC 3389; an older draft)
 FIRST_DYNAMIC_TYPE = 96
 
-# RTP clock by payload type in Hz (RFC 3551, tables 4 and 5; 13: RFC 3389)
+# RTP clock by payload type in Hz (RFC 3551, tables 4 and 5; 13: RFC 3389), 0 where unknown
 CLOCK_HZ = np.zeros(128, np.int64)
 CLOCK_HZ[[0, 3, 4, 5, 7, 8, 9, 12, 13, 15, 18]] = 8_000
 CLOCK_HZ[[10, 11]] = 44_100
@@ -98,7 +98,7 @@ COUNTS = (
     ("lost", "expected - received"),
     ("duplicates", "packets whose sequence number had come before"),
     ("reordered", "received packets that came after one with a higher number"),
-    ("discarded", "packets over 1 s late for their interval, 64 or more behind the newest, or 3000 or more ahead"),
+    ("discarded", "packets over 1 s late for their interval, 64 or more behind the newest, or 3000 or more away"),
     ("restarts", "jumps confirmed by a second packet: the sequence began anew"),
 )
 DELAYS = (
@@ -163,6 +163,8 @@ def step(pkt, state, event, params):
     if place != STRAY:
         state.packets += 1
         jitter(pkt, state, params)
+    state.open.jitter_end = state.jitter if state.jitters else UNKNOWN
+    state.open.life_mean, state.open.life_max = state.jitter_mean, state.jitter_max
     state.due = deadline(state, params)
     return 0
 
@@ -303,18 +305,16 @@ def delay(pkt, state, w):
 
 @njit
 def jitter(pkt, state, params):
-    """Move J by one packet (RFC 3550, 6.4.1 and A.8) and note it in the interval."""
-    w, moved = state.open, False
+    """Move J by one packet (RFC 3550, 6.4.1 and A.8)."""
+    moved = False
     if usable(pkt.ts):
         moved = rtp_jitter(pkt, state, params) if state.kind == KIND_RTP else probe_jitter(pkt, state)
     if moved and is_talk(pkt, state):
-        w.jitter_max = max(w.jitter_max, state.jitter)
+        state.open.jitter_max = max(state.open.jitter_max, state.jitter)
         if not state.leapt:
             state.jitter_mean += (state.jitter - state.jitter_mean) / (state.packets - 1)
             state.jitter_max = max(state.jitter_max, state.jitter)
     state.last_type = pkt.rtp_type if state.kind == KIND_RTP else 0
-    w.jitter_end = state.jitter if state.jitters else UNKNOWN
-    w.life_mean, w.life_max = state.jitter_mean, state.jitter_max
 
 
 @njit
@@ -358,7 +358,9 @@ def drift(state, received_ns, sent_ns):
 @njit
 def is_talk(pkt, state):
     """Neither the start of a talkspurt (marker bit, or after comfort noise) nor comfort noise."""
-    return state.kind == KIND_PROBE or not (pkt.rtp_marker or pkt.rtp_type in COMFORT_NOISE or state.last_type in COMFORT_NOISE)
+    return state.kind == KIND_PROBE or not (
+        pkt.rtp_marker or pkt.rtp_type in COMFORT_NOISE or state.last_type in COMFORT_NOISE
+    )
 
 
 # --- intervals
@@ -458,7 +460,7 @@ def loss(w):
 
 @njit
 def mean_delay(w):
-    return np.int64(np.floor(w.delay_sum / float(w.delays) + 0.5))
+    return np.int64(np.floor(w.delay_sum / float(w.delays) + 0.5)) if w.delays else np.int64(0)
 
 
 @njit
@@ -467,8 +469,7 @@ def merge(into, w):
     if w.arrivals == 0:
         return
     if w.packets:
-        into.first = w.first if into.packets == 0 else into.first
-        into.last = w.last
+        into.first, into.last = into.first if into.packets else w.first, w.last
     if w.delays:
         into.delay_min = w.delay_min if into.delays == 0 else min(into.delay_min, w.delay_min)
         into.delay_max = w.delay_max if into.delays == 0 else max(into.delay_max, w.delay_max)
@@ -494,6 +495,4 @@ def clear(w):
     w.delay_sum = w.jitter_max = w.jitter_end = w.life_mean = w.life_max = 0.0
 
 
-DETECTOR = Detector(
-    "probe_stream", STREAM, STATE, event_row(*EVENTS), EVENTS, OPTIONS, key, step, tick, capacity=8192
-)
+DETECTOR = Detector("probe_stream", STREAM, STATE, event_row(*EVENTS), EVENTS, OPTIONS, key, step, tick, capacity=8192)

@@ -11,7 +11,7 @@ int64 of 2**-16 ns (scaledNanoseconds).
 import numpy as np
 from numba import njit
 
-from dataplane.records import NO_TIME, PTP, TIMELESS
+from dataplane.records import NEVER, NO_TIME, PTP, TIMELESS
 from detectors.base import DUE, DURATION, END, FORGET, Detector, EventType, Field, Option, event_row, mix, state_row
 
 SYNCS = 512  # of a domain, the last ones
@@ -30,43 +30,32 @@ MECHANISMS = ("e2e", "p2p")
 REASONS = (
     *("no_request", "no_response", "no_follow_up", "no_sync"),
     *("bad_timestamp", "correction_too_large", "negative_delay"),
-    *("superseded", "several_responders", "overflow", "evicted", "end_of_input"),
+    *("superseded", "several_responders", "overflow", "emergency", "end_of_input"),
 )
 NO_REQUEST, NO_RESPONSE, NO_FOLLOW_UP, NO_SYNC = range(4)
 BAD_TIMESTAMP, CORRECTION_TOO_LARGE, NEGATIVE_DELAY = range(4, 7)
-SUPERSEDED, SEVERAL_RESPONDERS, OVERFLOW, EVICTED_STATE, END_OF_INPUT = range(7, 12)
+SUPERSEDED, SEVERAL_RESPONDERS, OVERFLOW, IN_EMERGENCY, END_OF_INPUT = range(7, 12)
 
 DELAY, INCOMPLETE = 1, 2  # event codes
 
 
-def _fields(dtype, names):
-    return [(name, dtype) for name in names.split()]
+def _row(**names):
+    """Dtype of the fields named in `names`, {numpy type: "name name"}."""
+    return np.dtype([(name, kind) for kind, text in names.items() for name in text.split()], align=True)
 
 
-# `packet`: PACKET.seq of the Sync; `clock`: of what came first, Sync or Follow_Up; `ts`: capture of the Sync
-_TIMES = "packet clock ts t1 correction follow_up_correction"
-SYNC_ROW = np.dtype(
-    [
-        *_fields(np.int64, _TIMES),
-        *_fields(np.uint64, "master pair"),
-        *_fields(np.uint16, "port sequence"),
-        *_fields(np.uint8, "have"),
-    ],
-    align=True,
-)
+# `packet`, `ts`: of the Sync; `clock`, `completed`: capture clock of the first and the last of it and its Follow_Up
+_TIMES = "packet clock completed ts t1 correction follow_up_correction"
+SYNC_ROW = _row(i8=_TIMES, u8="master pair", u2="port sequence", u1="have")
 HAVE_SYNC, HAVE_FOLLOW_UP, TWO_STEP = 1, 2, 4  # SYNC_ROW.have
 
 # `ts`, `response_ts`: captures of request and response; `response_time`, `follow_up_time`: in their bodies;
 # `response`, `follow_up`: 1 if they were seen
-_TIMES = "packet clock ts response_ts response_time response_correction follow_up_time follow_up_correction"
-REQUEST = np.dtype(
-    [
-        *_fields(np.int64, _TIMES),
-        *_fields(np.uint64, "requester responder pair response_pair"),
-        *_fields(np.uint16, "requester_port responder_port sequence"),
-        *_fields(np.uint8, "mechanism status response follow_up"),
-    ],
-    align=True,
+REQUEST = _row(
+    i8="packet clock ts response_ts response_time response_correction follow_up_time follow_up_correction",
+    u8="requester responder pair response_pair",
+    u2="requester_port responder_port sequence",
+    u1="mechanism status response follow_up",
 )
 OPEN, WAITING, DONE = range(3)  # REQUEST.status: not answered; answered in part; nothing more to report
 
@@ -100,30 +89,30 @@ def step(pkt, state, event, params):
     if kind == SYNC:
         _sync(pkt, state, params)
     elif kind == FOLLOW_UP:
-        _follow_up(pkt, state, params)
-        code = _finish_waiting(pkt, state, event, params)
+        code = _follow_up(pkt, state, event, params)
     elif kind == DELAY_REQ or kind == PDELAY_REQ:
         code = _request(pkt, state, event, params, E2E if kind == DELAY_REQ else P2P)
     elif kind == DELAY_RESP:
         code = _delay_resp(pkt, state, event, params)
     else:
         code = _pdelay_resp(pkt, state, event, params)
+    _skip_done(state)
+    if code == 0 and state.tail < state.head and pkt.clock >= _next_due(state, params):
+        code = _expire(event, state, params)  # deadlines that came together are ticked one at a time
     state.due = _next_due(state, params)
     return code
 
 
 @njit
 def tick(state, clock, reason, event, params):
-    _skip_done(state)
     if state.tail == state.head:
         state.due = FORGET
         return 0
-    request = state.requests[state.tail % REQUESTS]
-    event.seq = request.packet
     if reason != DUE:
-        return _incomplete(event, request, state, END_OF_INPUT if reason == END else EVICTED_STATE, _open(state))
-    event.ts = request.clock + params.timeout
-    code = _expire(event, request, state, params)
+        request = state.requests[state.tail % REQUESTS]
+        event.seq = request.packet
+        return _incomplete(event, request, state, END_OF_INPUT if reason == END else IN_EMERGENCY, _open(state))
+    code = _expire(event, state, params)
     state.due = max(_next_due(state, params), np.int64(clock) + 1)
     return code
 
@@ -147,8 +136,7 @@ def _skip_done(state):
 def _open(state):
     count = 0
     for i in range(state.tail, state.head):
-        if state.requests[i % REQUESTS].status != DONE:
-            count += 1
+        count += state.requests[i % REQUESTS].status != DONE
     return count
 
 
@@ -189,26 +177,41 @@ def _sync(pkt, state, params):
     if not two_step:
         sync.t1 = pkt.ptp_time
     sync.have |= HAVE_SYNC | TWO_STEP if two_step else HAVE_SYNC
+    sync.completed = pkt.clock
 
 
 @njit
-def _follow_up(pkt, state, params):
+def _follow_up(pkt, state, event, params):
+    """Complete a Sync, and finish the first exchange that waits for it; others finish at their timeout."""
     sync = _partner(pkt, state, HAVE_SYNC | TWO_STEP, params)
     sync.t1, sync.follow_up_correction = pkt.ptp_time, pkt.ptp_correction
     sync.have |= HAVE_FOLLOW_UP
+    sync.completed = pkt.clock
+    for i in range(state.tail, state.head):
+        request = state.requests[i % REQUESTS]
+        waits = request.status == WAITING and request.mechanism == E2E and pkt.clock - request.clock < params.timeout
+        if waits and _same_responder(pkt, request):
+            code = _try_delay(event, request, state, params)
+            if code:
+                return code
+    return 0
 
 
 @njit
-def _latest_sync(state, request, complete, not_before):
-    """Index into `syncs` of the responder's latest one before the request and since the clock value, -1: none."""
+def _latest_sync(state, request, complete, not_before, before):
+    """Index into `syncs` of the responder's latest one before the request, -1: none.
+
+    Between the clock values `not_before`, at which it came, and `before`, at which it was all there.
+    """
     best, best_packet = -1, np.int64(-1)
     for i in range(min(state.syncs_head, SYNCS)):
         sync = state.syncs[i]
         if sync.master != request.responder or sync.port != request.responder_port:
             continue
-        waits = sync.have == HAVE_SYNC | TWO_STEP
-        usable = sync.have & HAVE_SYNC and waits != complete and _pairs_fit(sync.pair, request.response_pair)
-        if usable and best_packet < sync.packet < request.packet and sync.clock >= not_before:
+        if not (sync.have & HAVE_SYNC and (sync.have != HAVE_SYNC | TWO_STEP) == complete):
+            continue
+        usable = _pairs_fit(sync.pair, request.response_pair) and not_before <= sync.clock <= sync.completed < before
+        if usable and best_packet < sync.packet < request.packet:
             best, best_packet = i, sync.packet
     return best
 
@@ -300,7 +303,7 @@ def _delay_resp(pkt, state, event, params):
     _take_responder(pkt, state, slot)
     _take_response(pkt, request)
     code = _try_delay(event, request, state, params)
-    if code or _latest_sync(state, request, False, request.clock - params.timeout + 1) >= 0:
+    if code or _latest_sync(state, request, False, request.clock - params.timeout + 1, NEVER) >= 0:
         return code  # finished, or a Sync waits for its Follow_Up
     request.status = DONE
     return _incomplete(event, request, state, NO_SYNC, 1)
@@ -309,7 +312,7 @@ def _delay_resp(pkt, state, event, params):
 @njit
 def _try_delay(event, request, state, params):
     """Finish a delay exchange if a complete Sync, not too old, came before its request."""
-    at = _latest_sync(state, request, True, request.clock - params.sync_age)
+    at = _latest_sync(state, request, True, request.clock - params.sync_age, request.clock + params.timeout)
     if at < 0:
         return 0
     request.status = DONE
@@ -319,19 +322,6 @@ def _try_delay(event, request, state, params):
     event.sync_correction, event.follow_up_correction = sync.correction, sync.follow_up_correction
     event.sync_id, event.two_step = sync.sequence, 1 if sync.have & TWO_STEP else 0
     return _judge(event)
-
-
-@njit
-def _finish_waiting(pkt, state, event, params):
-    """A Follow_Up may be what a response waits for: finishes the first such exchange, others at their timeout."""
-    for i in range(state.tail, state.head):
-        request = state.requests[i % REQUESTS]
-        waits = request.status == WAITING and request.mechanism == E2E and pkt.clock - request.clock < params.timeout
-        if waits and _same_responder(pkt, request):
-            code = _try_delay(event, request, state, params)
-            if code:
-                return code
-    return 0
 
 
 @njit
@@ -369,7 +359,10 @@ def _finish_peer(event, request, state, two_step):
 
 
 @njit
-def _expire(event, request, state, params):
+def _expire(event, state, params):
+    """Report the oldest open request, whose timeout has come."""
+    request = state.requests[state.tail % REQUESTS]
+    event.ts, event.seq = request.clock + params.timeout, request.packet
     if request.mechanism == E2E and request.status == WAITING:
         code = _try_delay(event, request, state, params)
         if code:
@@ -439,8 +432,8 @@ def _judge(event):
 def _measure(event):
     """meanPathDelay = ((t2 - t3) + (t4 - t1) - corrections) / 2, without t2 and t3 for a one-step Pdelay_Resp.
 
-    offset = t2 - t1 - meanPathDelay - cF(Sync) - cF(Follow_Up), as the tap's clock is ahead of the master's. Peer-to-peer:
-    ahead of the responder's, ((t1 - t2) + (t4 - t3)) / 2, where the responder tells its times.
+    offset = t2 - t1 - meanPathDelay - cF(Sync) - cF(Follow_Up), the tap's clock minus the master's. Peer-to-peer, minus
+    the responder's: ((t1 - t2) + (t4 - t3)) / 2, where the responder tells its times.
     """
     t1, t2, t3, t4 = event.t1_ns, event.t2_ns, event.t3_ns, event.t4_ns
     cs, cf, cr = event.sync_correction, event.follow_up_correction, event.response_correction
@@ -475,15 +468,15 @@ WHO = (
     Field("two_step", np.uint8, "Sync (p2p: Pdelay_Resp) announced a Follow_Up", "bool"),
 )
 TIMES = (
-    Field("t1_ns", np.int64, "Sync sent, by the master (p2p: Pdelay_Req captured), ns; -2**63 unknown"),
-    Field("t2_ns", np.int64, "Sync captured (p2p: Pdelay_Req received, by the responder), ns; -2**63 unknown"),
-    Field("t3_ns", np.int64, "Delay_Req captured (p2p: Pdelay_Resp sent, by the responder), ns; -2**63 unknown"),
-    Field("t4_ns", np.int64, "Delay_Req received, by the master (p2p: Pdelay_Resp captured), ns; -2**63 unknown"),
+    Field("t1_ns", np.int64, "Sync sent, by the master (p2p: Pdelay_Req captured), ns; null unknown"),
+    Field("t2_ns", np.int64, "Sync captured (p2p: Pdelay_Req received, by the responder), ns; null unknown"),
+    Field("t3_ns", np.int64, "Delay_Req captured (p2p: Pdelay_Resp sent, by the responder), ns; null unknown"),
+    Field("t4_ns", np.int64, "Delay_Req received, by the master (p2p: Pdelay_Resp captured), ns; null unknown"),
     Field("sync_correction", np.int64, "correctionField of Sync, 2**-16 ns (p2p: 0)"),
     Field("follow_up_correction", np.int64, "correctionField of Follow_Up or Pdelay_Resp_Follow_Up, 2**-16 ns"),
     Field("response_correction", np.int64, "correctionField of Delay_Resp or Pdelay_Resp, 2**-16 ns"),
-    Field("mean_path_delay_ns", np.int64, "mean one-way delay tap to master (p2p: responder), floor ns; -2**63 unknown"),
-    Field("offset_ns", np.int64, "tap's capture clock minus the master's (p2p: responder's), floor ns; -2**63 unknown"),
+    Field("mean_path_delay_ns", np.int64, "mean one-way delay to master (p2p: responder), floor ns; null unknown"),
+    Field("offset_ns", np.int64, "tap's capture clock minus the master's (p2p: responder's), floor ns; null unknown"),
 )
 GIVEN_UP = (
     Field("reason", np.uint8, "why it was given up", REASONS),
@@ -500,7 +493,7 @@ DETECTOR = Detector(
         EventType("ptp.incomplete", (*WHO, *TIMES, *GIVEN_UP), "a delay exchange that was given up"),
     ),
     options=(
-        Option("timeout", "4s", DURATION, "a request without response, or a Sync without Follow_Up, is given up", low=1),
+        Option("timeout", "4s", DURATION, "wait for a response, and between Sync and Follow_Up", low=1),
         Option("sync_age", "10s", DURATION, "an older Sync is not used for a Delay_Req", low=1),
     ),
     key=key,

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from dataplane.records import NO_TIME, SANDWICH
-from detectors.base import DURATION, FORGET, REASONS, Detector, EventType, Field, Option, event_row, mix, state_row
+from detectors.base import DURATION, FORGET, Detector, EventType, Field, Option, event_row, mix, state_row
 
 P1, P2, P3 = 1, 2, 3  # probe_role
 TIME_END_NS = 1 << 62  # times and d from 0 up to here: their differences fit int64
@@ -23,6 +23,7 @@ TIME_END_NS = 1 << 62  # times and d from 0 up to here: their differences fit in
 LOST_P1, LOST_P3, ONLY_P2, REORDERED, INCONSISTENT = range(5)
 WHY = ("lost_p1", "lost_p3", "only_p2", "reordered", "inconsistent")
 COMPLETE = -1
+ENDED_BY = ("timeout", "emergency", "end_of_input")  # by detectors.base.DUE, EMERGENCY, END
 
 STATE = state_row(
     ("session", np.uint64),
@@ -63,7 +64,7 @@ EVENTS = (
         (
             *WHOSE,
             Field("reason", np.uint8, "what is wrong with it", WHY),
-            Field("ended_by", np.uint8, "why it was not waited for any longer", REASONS),
+            Field("ended_by", np.uint8, "why it was not waited for any longer", ENDED_BY),
             *ARRIVALS,
         ),
         "A sandwich without a gap: members lost, out of order or in contradiction",

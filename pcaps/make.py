@@ -1,4 +1,4 @@
-"""Write every sample capture and the events expected of it: `python pcaps/make.py [FOLDER]`, by default beside this file.
+"""Write all sample captures and the events expected of them: `python pcaps/make.py [FOLDER]`, by default here.
 
 The same bytes each time: no clock, no randomness without a seed. Nothing here runs qoetap.
 """

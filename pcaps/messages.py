@@ -3,8 +3,8 @@
 import struct
 from typing import NamedTuple
 
-from pcaps.packets import Layer
 from pcaps.packets import PTP as PTP_ETHERTYPE
+from pcaps.packets import Layer
 
 # --- PTP (IEEE 1588-2019, clause 13)
 

@@ -16,7 +16,7 @@ CRC32C = 0x82F63B78  # RFC 9260, appendix A, reflected
 
 
 class Layer(bytes):
-    """Bytes with `ethertype` or `proto`, the number in the layer below; `checksum_at` is None where nothing is left to fill."""
+    """Bytes with `ethertype` or `proto`, their number in the layer below; `checksum_at` None: none is left to fill."""
 
     def __new__(cls, data, ethertype=None, proto=None, checksum_at=None):
         layer = super().__new__(cls, data)

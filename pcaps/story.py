@@ -35,9 +35,9 @@ class Mark:
 class Story:
     """Frames are added in any order and sorted by time, unless `sort` is off.
 
-    `hour` sets when it plays, so that a folder of stories replayed as one has them one after the other. `write` makes the
-    file of the records; None: the story tells of another story's `file`. `header` goes into the expected file's first
-    line: `options` of the replay, `exit` status.
+    `hour` sets when it plays, so that a folder of stories replayed as one has them one after the other. `write` makes
+    the file of the records; None: the story tells of another story's `file`. `header` goes into the first line of the
+    expected file: `options` of the replay, `exit` status.
     """
 
     def __init__(self, name, hour, detectors, write=partial(pcap, unit="ns"), file=None, sort=True, **header):
@@ -62,7 +62,8 @@ class Story:
         objects (iqn={...}); a field that is None is left out. `near` maps paths to tolerances.
         """
         names = ("src_ip", "src_port", "dest_ip", "dest_port", "proto")
-        event = {"event_type": event_type, "ts_ns": mark.ts, **dict(zip(names, ends)), "pcap_cnt": mark, **fields}
+        who = dict(zip(names, ends, strict=False))
+        event = {"event_type": event_type, "ts_ns": mark.ts, **who, "pcap_cnt": mark, **fields}
         if near:
             event["~"] = near
         event = {name: value for name, value in event.items() if value is not None}

@@ -1,8 +1,8 @@
 """Compares replayed events with a case's expected file. Knows the file's format, not the product.
 
-The first line describes the case: `file`, `packets` delivered, `detectors`, and where needed `options` of the replay and
-`exit` status. Each further line is one event, in order: what must be found in the event at that place, numbers within the
-tolerance that "~" gives for their path ("iqn.duration_ns"). Every event of those detectors must be expected.
+The first line describes the case: `file`, `packets` delivered, `detectors`, and where needed `options` of the replay
+and `exit` status. Each further line is one event, in order: what must be found in the event at that place, numbers
+within the tolerance that "~" gives for their path ("iqn.duration_ns"). Every event of those detectors must be expected.
 """
 
 import difflib

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.capture import open_capture
 from pcaps.cases import CASES
 from pcaps.make import make
 from tests.golden import concerns, difference, load, matches
 from tests.helpers import replay_events
 
 COMMITTED = Path(__file__).resolve().parent.parent / "pcaps"
+INPUT_CUT_SHORT = 4  # exit status
 NAMES = [case.__name__ for case in CASES]
 
 
@@ -27,6 +29,14 @@ def test_events_are_as_expected(made, name):
     events = replay_events(made / header["file"], detectors=header["detectors"], **header.get("options", {}))
     diff = difference(expected, [event for event in events if concerns(header, event)])
     assert not diff, f"{name}: {header['file']}\n{diff}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packets_before_the_damage_are_delivered(made, name):
+    header, _ = load(COMMITTED / f"{name}.expected.jsonl")
+    source = open_capture(made / header["file"])
+    assert sum(len(block.frames) for block in source.blocks()) == header["packets"]
+    assert (source.problem is not None) == (header.get("exit") == INPUT_CUT_SHORT)
 
 
 def test_expected_files_are_those_of_the_script(made):

@@ -14,12 +14,20 @@ from tests.naive.runner import drive, packets, params
 S, MS, US = 10**9, 10**6, 10**3
 MASTER, MASTER2, SLAVE, SLAVE2 = (0xA0, 1), (0xB0, 1), (0x51, 1), (0x52, 7)
 SYNC, DELAY_REQ, PDELAY_REQ, PDELAY_RESP, FOLLOW_UP, DELAY_RESP, PDELAY_RESP_FOLLOW_UP = 0, 1, 2, 3, 8, 9, 10
+ANNOUNCE = 11
 TIMEOUT_NS, SYNC_AGE_NS = 4 * S, 10 * S
 
 
 def message(ts, kind, source, number, time=0, **more):
     """A message as the twin takes it; `to` is the requesting port of a response."""
-    blank = {"domain": 0, "sdo": 0, "two_step": False, "correction": 0, "requesting": more.pop("to", (0, 0)), "pair": None}
+    blank = {
+        "domain": 0,
+        "sdo": 0,
+        "two_step": False,
+        "correction": 0,
+        "requesting": more.pop("to", (0, 0)),
+        "pair": None,
+    }
     return {"ts": ts, "type": kind, "source": source, "id": number, "time": time, **blank, **more}
 
 
@@ -103,7 +111,9 @@ def p2p(t1=1000 * S, number=5, delay=3 * US, two_step=True, **more):
     answer = dict(to=SLAVE, **more)
     response = message(t1 + MS + 2 * delay, PDELAY_RESP, MASTER, number, t2 if two_step else 0,
                        two_step=two_step, correction=correction, **answer)  # fmt: skip
-    follow_up = [message(t1 + MS + 2 * delay + 1, PDELAY_RESP_FOLLOW_UP, MASTER, number, t3, **answer)] if two_step else []
+    follow_up = (
+        [message(t1 + MS + 2 * delay + 1, PDELAY_RESP_FOLLOW_UP, MASTER, number, t3, **answer)] if two_step else []
+    )
     return [request, response, *follow_up]
 
 
@@ -180,7 +190,14 @@ def test_domains_masters_and_slaves_at_once():
         p2p(delay=7 * US),
     ]
     found = check(sorted((m for part in parts for m in part), key=lambda m: m["ts"]))
-    assert sorted(e["mean_path_delay_ns"] // US for e in found if e["name"] == "ptp.delay") == [7, 100, 200, 300, 400, 500]
+    assert sorted(e["mean_path_delay_ns"] // US for e in found if e["name"] == "ptp.delay") == [
+        7,
+        100,
+        200,
+        300,
+        400,
+        500,
+    ]
 
 
 def test_two_masters_answer_one_request():
@@ -270,7 +287,9 @@ def test_requests_that_are_said_again():
 def test_a_second_responder_while_the_first_is_awaited():
     request, response, follow_up = p2p()
     other = dict(response, source=MASTER2)
-    assert reasons([request, response, other, dict(follow_up, source=MASTER2), follow_up]) == [("several_responders", 2)]
+    assert reasons([request, response, other, dict(follow_up, source=MASTER2), follow_up]) == [
+        ("several_responders", 2)
+    ]
 
 
 def test_overflow_gives_up_the_oldest():
@@ -304,7 +323,9 @@ def mixed(seed, count):
                 m["time"] = rng.choice((None, 2**62, 0))
         made += [m for m in parts for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 2)))]
     made = sorted(made, key=lambda m: m["ts"] + rng.choice((0, 0, 0, 30 * US, 300 * MS)))
-    return [dict(m) for m in made]
+    # so that each late deadline gets its turn
+    quiet = [message(now + 20 * S + i * 17 * MS, ANNOUNCE, MASTER, i) for i in range(300)]
+    return [dict(m) for m in made + quiet]
 
 
 @pytest.mark.parametrize("seed", range(20))

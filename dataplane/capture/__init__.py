@@ -84,7 +84,10 @@ def _open_feed(name, hold):
         if packing.is_start(head):
             return Stream(stream.Unpacked(raw, packing), hold, bytes_total)
     if bytes_total and name != STDIN:
-        return Mapped(raw.fd, hold)
+        try:
+            return Mapped(raw.fd, hold)
+        except OSError:
+            pass  # a file system without mmap
     return Stream(raw, hold, bytes_total)
 
 

@@ -8,10 +8,9 @@ import struct
 import numpy as np
 from numba import njit
 
-from dataplane.capture.source import DAMAGED, FULL, MAX_CAPLEN_bytes, MORE, WALK, CaptureError, Source, u32
+from dataplane.capture.source import DAMAGED, FULL, MORE, WALK, CaptureError, MAX_CAPLEN_bytes, Source, u32
 from dataplane.kernels import Kernel
 from dataplane.memory import memory
-from dataplane.records import rows
 
 HEADER_bytes = 24
 RECORD_bytes, RECORD_MODIFIED_bytes = 16, 24
@@ -35,10 +34,10 @@ PCAP = np.dtype(
 
 @njit(nogil=True, cache=True)
 def walk(buf, frames, state):
-    """Fill `frames` from row.count on; FULL, MORE or DAMAGED. Seconds and fraction are unsigned and taken as they are."""
+    """Fill `frames` from row.count on; FULL, MORE or DAMAGED. Seconds and fraction are unsigned, taken as they are."""
     mem, row = memory(buf), state[0]
     pos, end, n, status = row.pos, row.end, row.count, FULL
-    big, header_bytes, unit_ns, order = row.big, row.header_bytes, row.unit_ns, row.order
+    big, header_bytes, unit_ns, order, linktype = row.big, row.header_bytes, row.unit_ns, row.order, row.linktype
     while n < frames.size:
         if end - pos < header_bytes:
             status, row.need = MORE, header_bytes
@@ -52,12 +51,12 @@ def walk(buf, frames, state):
         if end - pos - header_bytes < caplen:
             status, row.need = MORE, header_bytes + caplen
             break
-        frame = frames[n]
+        frame = frames[np.uint64(n)]
         frame.offset = pos + header_bytes
         frame.ts = u32(mem, pos, big) * 1_000_000_000 + u32(mem, pos + 4, big) * unit_ns
         frame.len = length
         frame.caplen = caplen
-        frame.linktype = row.linktype
+        frame.linktype = linktype
         frame.nsec = 0
         frame.flags = 0
         pos += header_bytes + caplen
@@ -81,7 +80,7 @@ class PcapSource(Source):
     """A pcap file of any byte order and resolution. CaptureError: header cut short, version or link type unknown."""
 
     def __init__(self, name, feed, block_frames, hold):
-        super().__init__(name, feed, rows(PCAP, 1), block_frames, hold)
+        super().__init__(name, feed, PCAP, block_frames, hold)
         if not self.require(HEADER_bytes):
             raise CaptureError(f"{name}: pcap file header cut short at byte {feed.base + feed.end} of 24")
         self._header(bytes(feed.buf[:HEADER_bytes]))
@@ -93,14 +92,14 @@ class PcapSource(Source):
             raise CaptureError(f"{self.name}: pcap version {major}.{minor} is not supported, only 2.x is")
         if network & RESERVED:
             raise CaptureError(f"{self.name}: not a pcap file, reserved bits of its link type 0x{network:08x} are set")
-        row = self.row[0]
-        row.pos, row.big = HEADER_bytes, order == ">"
-        row.unit_ns, row.header_bytes = MAGICS[magic]
-        row.linktype = network & 0xFFFF
-        row.order = SWAPPED if minor < 3 else DOUBTFUL if minor == 3 else IN_ORDER
+        row = self.row
+        row["pos"], row["big"] = HEADER_bytes, order == ">"
+        row["unit_ns"], row["header_bytes"] = MAGICS[magic]
+        row["linktype"] = network & 0xFFFF
+        row["order"] = SWAPPED if minor < 3 else DOUBTFUL if minor == 3 else IN_ORDER
 
     def walk(self, frames):
-        return _walk(self.feed.buf, frames, self.row)
+        return _walk(self.feed.buf, frames, self.state)
 
-    def why(self, row):
-        return f"record claims {row.detail} captured bytes, more than {MAX_CAPLEN_bytes}"
+    def why(self):
+        return f"record claims {self.row['detail']} captured bytes, more than {MAX_CAPLEN_bytes}"

@@ -1,7 +1,7 @@
 """pcapng files: packet blocks in one kernel, section and interface blocks in Python, all others skipped.
 
-Source: draft-ietf-opsawg-pcapng, sections 3.1 (blocks), 4.1 to 4.4 and appendix A (obsolete packet block). Where a block
-is damaged, reading stops as wiretap's does.
+Source: draft-ietf-opsawg-pcapng, sections 3.1 (blocks), 4.1 to 4.4 and appendix A (obsolete packet block). Where a
+block is damaged, reading stops as wiretap's does.
 """
 
 import struct
@@ -10,7 +10,16 @@ import numpy as np
 from numba import njit
 
 from dataplane.capture.source import (
-    CONTROL, DAMAGED, FULL, MAX_CAPLEN_bytes, MORE, WALK, CaptureError, Source, u16, u32,
+    CONTROL,
+    DAMAGED,
+    FULL,
+    MORE,
+    WALK,
+    CaptureError,
+    MAX_CAPLEN_bytes,
+    Source,
+    u16,
+    u32,
 )  # fmt: skip
 from dataplane.kernels import Kernel
 from dataplane.memory import memory
@@ -90,7 +99,7 @@ def stamp(high, low, interface, frame):
 @njit
 def packet(mem, pos, kind, frame, row, interfaces):
     """Fill `frame` from the whole packet block at `pos`; 0, or why it cannot be."""
-    big, size = row.big, u32(mem, pos + 4, row.big)
+    big, size = row.big, (u32(mem, pos + 4, row.big) + 3) & ~3
     if size < (SPB_MIN_bytes if kind == SPB else PACKET_MIN_bytes):
         row.detail = size
         return LENGTH
@@ -166,10 +175,10 @@ def options(body, order):
     at = 0
     while at + 4 <= len(body):
         code, length = struct.unpack_from(order + "HH", body, at)
-        if code == OPT_END:
-            return
         if at + 4 + length > len(body):
             raise Damage(f"option {code} of {length} bytes does not fit its block")
+        if code == OPT_END:
+            return
         yield code, body[at + 4 : at + 4 + length]
         at += 4 + (length + 3) // 4 * 4
 
@@ -203,74 +212,74 @@ class PcapngSource(Source):
     """A pcapng file. CaptureError: its first section header is cut short, damaged or of an unknown version."""
 
     def __init__(self, name, feed, block_frames, hold):
-        super().__init__(name, feed, rows(PCAPNG, 1), block_frames, hold)
+        super().__init__(name, feed, PCAPNG, block_frames, hold)
         self._interfaces = rows(INTERFACE, 8)
-        why = self._section()
-        if why:
-            raise CaptureError(f"{name}: cannot be read, pcapng section header at byte 0{feed.where}: {why}")
+        try:
+            self._section()
+        except Damage as damage:
+            raise CaptureError(f"{name}: pcapng section header at byte 0{feed.where}: {damage}") from None
 
     def walk(self, frames):
-        return _walk(self.feed.buf, frames, self.row, self._interfaces)
+        return _walk(self.feed.buf, frames, self.state, self._interfaces)
 
-    def why(self, row):
-        return REASONS[int(row.why)].format(int(row.detail))
+    def why(self):
+        return REASONS[int(self.row["why"])].format(int(self.row["detail"]))
 
     def control(self):
         """Read the section or interface block at `pos`; None, or why it cannot be."""
-        row = self.row[0]
-        start = int(row.pos)
-        if bytes(self.feed.buf[start : start + 4]) == SHB_BYTES:
-            return self._section()
         try:
-            self._interface(row)
+            if self._bytes(0, 4) == SHB_BYTES:
+                self._section()
+            else:
+                self._interface()
         except Damage as damage:
             return str(damage)
 
+    def _bytes(self, start, stop):
+        """Bytes from `start` to `stop` after `pos`."""
+        return bytes(self.feed.buf[self.pos + start : self.pos + stop])
+
     def _body(self, order, least_bytes):
-        """Body of the block at `pos`, which is passed. Damage: it is cut short or its lengths are wrong."""
-        row = self.row[0]
-        start = int(row.pos)
-        length = struct.unpack(order + "I", bytes(self.feed.buf[start + 4 : start + 8]))[0]
+        """Body of the block at `pos`. Damage: it is cut short or its lengths are wrong."""
+        length = struct.unpack(order + "I", self._bytes(4, 8))[0]
         size = (length + 3) & ~3
         if length < least_bytes or size > BLOCK_MAX_bytes:
             raise Damage(REASONS[LENGTH].format(length))
-        if not self.require(size):
-            raise Damage(f"cut short, {int(row.end - row.pos)} of {size} bytes are left")
-        start = int(row.pos)
-        block = bytes(self.feed.buf[start : start + size])
-        second = struct.unpack(order + "I", block[-4:])[0]
+        self._require(size)
+        second = struct.unpack(order + "I", self._bytes(size - 4, size))[0]
         if second != length:
             raise Damage(REASONS[MISMATCH].format(second))
-        return block[8:-4]
+        return self._bytes(8, size - 4)
+
+    def _require(self, need):
+        if not self.require(need):
+            raise Damage(self.feed.failure or f"cut short, {self.feed.end - self.pos} of {need} bytes are left")
 
     def _section(self):
-        row = self.row[0]
-        if not self.require(BLOCK_MIN_bytes):
-            return f"cut short, {int(row.end - row.pos)} of {SHB_MIN_bytes} bytes are left"
-        start = int(row.pos)
-        magic = bytes(self.feed.buf[start + 8 : start + 12])
+        """Read a section header block: from here on its byte order holds and there are no interfaces."""
+        self._require(BLOCK_MIN_bytes)
+        magic = self._bytes(8, 12)
         order = {struct.pack(o + "I", BYTE_ORDER_MAGIC): o for o in "<>"}.get(magic)
         if order is None:
-            return f"byte-order magic 0x{magic.hex()} is unknown"
-        try:
-            body = self._body(order, SHB_MIN_bytes)
-            major, minor = struct.unpack_from(order + "HH", body, 4)
-            if major != 1:
-                return f"pcapng version {major}.{minor} is not supported, only 1.x is"
-            list(options(body[16:], order))
-        except Damage as damage:
-            return str(damage)
-        row.big, row.interfaces = order == ">", 0
-        row.pos += len(body) + 12
+            raise Damage(f"byte-order magic 0x{magic.hex()} is unknown")
+        body = self._body(order, SHB_MIN_bytes)
+        major, minor = struct.unpack_from(order + "HH", body, 4)
+        if major != 1:
+            raise Damage(f"pcapng version {major}.{minor} is not supported, only 1.x is")
+        list(options(body[16:], order))
+        self.row["big"], self.row["interfaces"] = order == ">", 0
+        self.row["pos"] += len(body) + BLOCK_MIN_bytes
 
-    def _interface(self, row):
-        body = self._body("<>"[row.big], IDB_MIN_bytes)
-        if row.interfaces == INTERFACES_MAX:
+    def _interface(self):
+        """Read an interface description block: the section has one more interface."""
+        order, number = "<>"[self.row["big"]], int(self.row["interfaces"])
+        body = self._body(order, IDB_MIN_bytes)
+        if number == INTERFACES_MAX:
             raise Damage(f"more than {INTERFACES_MAX} interfaces in a section")
-        if row.interfaces == self._interfaces.size:
-            more = rows(INTERFACE, 2 * self._interfaces.size)
-            more[: self._interfaces.size] = self._interfaces
-            self._interfaces = more
-        self._interfaces[int(row.interfaces)] = describe(body, "<>"[row.big])
-        row.interfaces += 1
-        row.pos += len(body) + 12
+        if number == self._interfaces.size:
+            table = rows(INTERFACE, 2 * number)
+            table[:number] = self._interfaces
+            self._interfaces = table
+        self._interfaces[number] = describe(body, order)
+        self.row["interfaces"] = number + 1
+        self.row["pos"] += len(body) + BLOCK_MIN_bytes

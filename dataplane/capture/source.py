@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.memory import be16, be32
+from dataplane.memory import be16, be32, byte
 from dataplane.records import FRAME, rows
 
 FULL, MORE, CONTROL, DAMAGED = range(4)
@@ -42,17 +42,15 @@ class Block(NamedTuple):
 @njit
 def u16(mem, at, big):
     """Unsigned 16-bit word as int64."""
-    value = be16(mem, at)
-    return value if big else (value >> 8) | ((value & 0xFF) << 8)
+    return be16(mem, at) if big else byte(mem, at) | (byte(mem, at + 1) << 8)
 
 
 @njit
 def u32(mem, at, big):
-    """Unsigned 32-bit word as int64."""
-    value = be32(mem, at)
+    """Unsigned 32-bit word as int64. Bytes put together in this order become one load."""
     if big:
-        return value
-    return (value >> 24) | ((value >> 8) & 0xFF00) | ((value & 0xFF00) << 8) | ((value & 0xFF) << 24)
+        return be32(mem, at)
+    return byte(mem, at) | (byte(mem, at + 1) << 8) | (byte(mem, at + 2) << 16) | (byte(mem, at + 3) << 24)
 
 
 class Source:
@@ -63,10 +61,11 @@ class Source:
 
     comment = None  # to be told on stderr
 
-    def __init__(self, name, feed, row, block_frames=4096, hold=1):
+    def __init__(self, name, feed, dtype, block_frames=4096, hold=1):
         self.name, self.feed, self.problem = name, feed, None
-        self.row = row
-        row[0].end = feed.end
+        self.state = rows(dtype, 1)  # the walk's row, for the kernel
+        self.row = self.state.view(np.ndarray).view(dtype)[0]  # the same without attributes, cheaper to ask
+        self.row["end"] = feed.end
         self._ring = [rows(FRAME, block_frames) for _ in range(hold + 1)]
         self._ended = False
 
@@ -76,7 +75,12 @@ class Source:
 
     @property
     def bytes_done(self):
-        return self.feed.bytes_done(int(self.row[0].pos))
+        return self.feed.bytes_done(self.pos)
+
+    @property
+    def pos(self):
+        """Next byte to read, in the feed's buffer."""
+        return int(self.row["pos"])
 
     def blocks(self):
         """Yield Blocks to the end of the capture; then `problem` is None or says where reading stopped and why."""
@@ -87,7 +91,7 @@ class Source:
                 count = self._fill(frames)
                 if count:
                     turn = (turn + 1) % len(self._ring)
-                    yield Block(self.feed.buf, frames[:count])
+                    yield Block(self.feed.buf, frames if count == len(frames) else frames[:count])
         finally:
             self.close()
 
@@ -98,47 +102,46 @@ class Source:
 
     def _fill(self, frames):
         """Fill `frames` as far as one buffer goes; the number of frames."""
-        row, feed = self.row[0], self.feed
-        row.count = 0
-        start = int(row.pos)
+        row, feed, start = self.row, self.feed, self.pos
+        row["count"] = 0
         feed.begin(start)
-        row.end = feed.end
+        row["end"] = feed.end
         while not self._ended:
             status = self.walk(frames)
-            full_block = row.count and row.pos - start >= feed.block_bytes  # more bytes might move what it points at
-            if status == FULL or full_block and status in (MORE, CONTROL):
+            if status == FULL:
                 break
+            if status != DAMAGED and row["count"] and self.pos - start >= feed.block_bytes:
+                break  # more bytes might move what the frames point at
             if status == MORE:
-                self._more(row)
-            else:
-                why = self.control() if status == CONTROL else self.why(row)
-                if why:
-                    self._stop(why)
-        if row.count:
+                self._more(int(row["need"]))
+            elif why := self.control() if status == CONTROL else self.why():
+                self._stop(why)
+        count = int(row["count"])
+        if count:
             feed.given()
-        return int(row.count)
+        return count
 
-    def _more(self, row):
+    def _more(self, need):
         """Get more bytes; at the end of them, end, with a sentence if something is left or was damaged."""
         if not self.feed.eof:
-            row.pos = self.feed.more(int(row.pos), int(row.need))
-            row.end = self.feed.end
+            self._get(need)
         elif self.feed.failure:
             self._stop(self.feed.failure)
-        elif row.pos < row.end:
-            left = int(row.end - row.pos)
-            self._stop(f"cut short, {left} of at least {int(row.need)} bytes are left")
+        elif left := self.feed.end - self.pos:
+            self._stop(f"cut short, {left} of at least {need} bytes are left")
         else:
             self._ended = True
 
+    def _get(self, need):
+        self.row["pos"] = self.feed.more(self.pos, need)
+        self.row["end"] = self.feed.end
+
     def require(self, need):
         """True if `need` bytes from `pos` on are, or now were made, available in the buffer."""
-        row = self.row[0]
-        while row.end - row.pos < need and not self.feed.eof:
-            row.pos = self.feed.more(int(row.pos), need)
-            row.end = self.feed.end
-        return row.end - row.pos >= need
+        while self.feed.end - self.pos < need and not self.feed.eof:
+            self._get(need)
+        return self.feed.end - self.pos >= need
 
     def _stop(self, why):
-        self.problem = f"{self.name}: stopped at byte {self.feed.base + int(self.row[0].pos)}{self.feed.where}: {why}"
+        self.problem = f"{self.name}: stopped at byte {self.feed.base + self.pos}{self.feed.where}: {why}"
         self._ended = True

@@ -7,8 +7,6 @@ Mpps) and has no raw bytes with their link type. ERF, which pcapng wraps whole, 
 import subprocess
 import tempfile
 
-import numpy as np
-
 from dataplane.capture.feed import Stream
 from dataplane.capture.pcapng import PcapngSource
 from dataplane.capture.source import CaptureError
@@ -25,6 +23,8 @@ MAGICS = (b"snoop\0\0\0", b"GMBU", b"RTSS", b"TRSNIFF data", b"XCP\0", b"iptrace
 
 class _Output(Raw):
     """Reader of tshark's output; how tshark ended is part of it."""
+
+    where = " of what tshark made of it"
 
     def __init__(self, process, errors):
         super().__init__(process.stdout.fileno())
@@ -91,10 +91,11 @@ def tshark_path(name):
 def open_tshark(path, block_frames, hold):
     """Source of the file at `path`. CaptureError: no tshark, or it is no capture for tshark either."""
     command = [tshark_path(path), "-n", "-r", str(path), "-F", "pcapng", "-w", "-"]
-    errors = tempfile.TemporaryFile()
+    errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the source
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
     output = _Output(process, errors)
     try:
         return TsharkSource(path, Stream(output, hold), block_frames, hold)
     except CaptureError:
+        output.close()
         raise CaptureError(f"{path}: not a capture that qoetap or tshark can read") from None

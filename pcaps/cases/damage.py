@@ -1,4 +1,4 @@
-"""Captures that are broken in some way: what can be read is read and counted; exit status 4 where the file stops short."""
+"""Captures that are broken in some way: what can be read is read and counted. Exit 4 where a file stops short."""
 
 import struct
 from functools import partial
@@ -7,7 +7,7 @@ from random import Random
 from pcaps.cases.flows import expect_flow
 from pcaps.cases.loops import HOST4, MONITOR4, Echo
 from pcaps.files import Interface, pcap, pcapng
-from pcaps.packets import IPV4, IPV6, UDP, VLAN, Layer, destination_options, eth, ipv4, ipv6, patch, udp, vlan
+from pcaps.packets import IPV4, IPV6, VLAN, Layer, destination_options, eth, ipv4, ipv6, patch, udp, vlan
 from pcaps.story import SECOND_NS, Story, ms
 
 A, B, A6, B6 = "192.0.2.90", "198.51.100.90", "2001:db8::90", "2001:db8:51::90"
@@ -80,10 +80,10 @@ def damage_lengths():
     marks = [story.add(story.at(i), frame) for i, frame in enumerate(frames)]
     ported = marks[len(no_flow) : len(no_flow) + len(with_ports)]
     expect_flow(story, (A, 43000, B, 43001, "UDP"), ported)
-    expect_flow(story, (A, 0, B, 0, "UDP"), marks[-1:])
+    expect_flow(story, (A, None, B, None, "UDP"), marks[-1:])
     chain = eth(ipv6(A6, B6, udp(43000, 43001, bytes(60)), extensions=[destination_options()]))
     last = [story.add(story.at(30), patch(chain, ETH_BYTES + 41, b"\xff"))]  # an extension header of 2 KiB
-    expect_flow(story, (A6, 0, B6, 0, "UDP"), last)
+    expect_flow(story, (A6, None, B6, None, "UDP"), last)
     return story
 
 

@@ -56,7 +56,7 @@ CLOSE = ((0, "FA"), (1, "FA"), (0, "A"))
 
 def flows_tcp():
     """A download closed by FINs, one reset, a scan without answer, one still open when the capture ends."""
-    story = Story("flows_tcp", 22, ["flow"])
+    story = Story("flows_tcp", 23, ["flow"])
     closed = Connection(story, story.at(0), 40001)
     closed.play(*OPEN, (0, "PA", b"GET / HTTP/1.0\r\n\r\n"), *[(1, "A", bytes(1448))] * 5, (0, "A"), *CLOSE)
     closed.expect("tcp_end", FIN | SYN | PSH | ACK, FIN | SYN | ACK)
@@ -80,7 +80,7 @@ def datagrams(story, times_s, port, ident=None):
 
 def flows_idle():
     """UDP and ICMP that fall silent longer than the idle timeout, and a flow older than the active timeout."""
-    story = Story("flows_idle", 23, ["flow"])
+    story = Story("flows_idle", 24, ["flow"])
     first, second = datagrams(story, (0, 50, 169), 41000), datagrams(story, (300, 301), 41000)
     for marks in (first, second):
         expect_flow(story, (CLIENT, 41000, SERVER, 40999, "UDP"), marks, reason="idle")

@@ -1,5 +1,5 @@
-"""Link layers, IPv6 and tunnels. Each has two packets of one UDP flow, a question and an answer; the flow records show that
-addresses and ports were found."""
+"""Link layers, IPv6 and tunnels. Each has two packets of one UDP flow, a question and an answer; the flow records show
+that addresses and ports were found."""
 
 from functools import partial
 from random import Random
@@ -91,7 +91,8 @@ LINKS = (
 
 def link_types():
     """One pcapng with an interface of each link type, each with its own time resolution, one with an offset."""
-    resolutions = (Interface(resolution=9), Interface(), Interface(resolution=6), Interface(resolution=9, offset_s=3600))
+    offset = Interface(resolution=9, offset_s=3600)
+    resolutions = (Interface(resolution=9), Interface(), Interface(resolution=6), offset)
     interfaces = [resolutions[i % 4]._replace(linktype=linktype) for i, (linktype, _) in enumerate(LINKS)]
     write = partial(pcapng, interfaces=interfaces)
     story = Story("link_types", 31, ["flow"], write, "link_types.pcapng")
@@ -131,7 +132,7 @@ def ip_extras():
         parts = cut(client, server, udp(42000, SERVICE_PORT, rng.randbytes(4000)), 1400, 77)
         marks = [story.add(story.at(10 + len(client)) + ms(i), eth(part)) for i, part in enumerate(parts)]
         expect_flow(story, (client, 42000, server, SERVICE_PORT, "UDP"), marks[:1])
-        expect_flow(story, (client, 0, server, 0, "UDP"), marks[1:])
+        expect_flow(story, (client, None, server, None, "UDP"), marks[1:])
     (atomic,) = ipv6_fragments(CLIENT6, SERVER6, udp(42001, SERVICE_PORT, b"atomic"), 1400, 78)
     expect_flow(story, (CLIENT6, 42001, SERVER6, SERVICE_PORT, "UDP"), [story.add(story.at(30), eth(atomic))])
     chunk = story.add(story.at(31), eth(ipv4(CLIENT4, SERVER4, sctp(40900, 40901, b"data"))))

@@ -1,7 +1,7 @@
-"""PTP seen by a tap beside the slave (end to end) or the requester (peer to peer), whose clock is off by a known offset.
+"""PTP seen by a tap beside the slave (end to end) or the requester (peer to peer), whose clock is known to be off.
 
-Every time follows from the truth: the path's delay, what transparent clocks on it added (their corrections) and the tap's
-offset. So mean path delay and offset are exact.
+Every time follows from the truth: the path's delay, what transparent clocks on it added (their corrections) and the
+tap's offset. So mean path delay and offset are exact.
 """
 
 from typing import NamedTuple
@@ -190,8 +190,8 @@ class PeerToPeer:
         self.net.send(t1, pdelay_req(me.clock, seq), me, peer)
         mark = self.answer(t2, t3, t4, seq)
         measured, _ = truth.measured()
-        body = {**who("p2p", peer.clock, me.clock, seq), "two_step": self.two_step, "t1_ns": t1, "t4_ns": t4, **measured}
-        body["response_correction"] = 0 if self.two_step else scaled(turn_ns)
+        body = {**who("p2p", peer.clock, me.clock, seq), "two_step": self.two_step, "t1_ns": t1, "t4_ns": t4}
+        body.update(measured, response_correction=0 if self.two_step else scaled(turn_ns))
         if self.two_step:
             body.update(t2_ns=t2, t3_ns=t3)
         else:
@@ -208,8 +208,8 @@ class PeerToPeer:
 
 
 def ptp_transports():
-    """Two-step, end to end and peer to peer, on each transport, domain by domain; Announce, Signaling and Management beside."""
-    story = Story("ptp_transports", 10, ["ptp"])
+    """Two-step, both mechanisms, on each transport, domain by domain; Announce, Signaling and Management beside."""
+    story = Story("ptp_transports", 11, ["ptp"])
     for domain, transport in enumerate(("udp4", "udp6", "l2", "vlan", "unicast")):
         net, base = Net(story, transport), story.at(domain * 20)
         master, slave = host(1, domain), host(2, domain)
@@ -226,7 +226,7 @@ def ptp_transports():
 
 def ptp_one_step():
     """One-step: t1 is in the Sync; in peer delay the turnaround time is in the correction of the Pdelay_Resp."""
-    story = Story("ptp_one_step", 11, ["ptp"])
+    story = Story("ptp_one_step", 12, ["ptp"])
     net = Net(story, "udp4")
     master, slave = host(3), host(4)
     for i in range(4):
@@ -238,7 +238,7 @@ def ptp_one_step():
 
 def ptp_corrections():
     """Transparent clocks on the way: corrections in Sync, Follow_Up and Delay_Resp, fractions of a nanosecond too."""
-    story = Story("ptp_corrections", 12, ["ptp"])
+    story = Story("ptp_corrections", 13, ["ptp"])
     net = Net(story, "l2")
     master, slave = host(5), host(6)
     ways = ((0, 0, 0), (1000, 0, 0), (0, 3000, 0), (0, 0, 2000), (123456, 7890, 654320), (2.5, 0.25, 1.125))
@@ -249,8 +249,8 @@ def ptp_corrections():
 
 
 def ptp_order():
-    """Follow_Up before its Sync or after the Delay_Resp; numbers that wrap; of several Syncs before a Delay_Req the latest."""
-    story = Story("ptp_order", 13, ["ptp"])
+    """Follow_Up before its Sync or after the Delay_Resp; numbers that wrap; the latest of several Syncs counts."""
+    story = Story("ptp_order", 14, ["ptp"])
     net = Net(story, "udp4")
     master, slave = host(7), host(8)
     for i in range(6):
@@ -270,8 +270,8 @@ def ptp_order():
 
 
 def ptp_crowd():
-    """Two domains, two masters, five slaves whose exchanges overlap and use the same numbers; half of them speak PTPv2.1."""
-    story = Story("ptp_crowd", 14, ["ptp"])
+    """Two domains, two masters, five slaves whose exchanges overlap and use the same numbers; half speak PTPv2.1."""
+    story = Story("ptp_crowd", 15, ["ptp"])
     for domain in (0, 1):
         net = Net(story, "udp4")
         master = host(20 + domain, domain, minor=domain)
@@ -297,7 +297,7 @@ def given_up(net, slave, mark, seq, reason, timer=False, mechanism="e2e"):
 
 def ptp_given_up():
     """No response, no Follow_Up, no Sync, no request, a delay below zero, a correction too large to represent."""
-    story = Story("ptp_given_up", 15, ["ptp"])
+    story = Story("ptp_given_up", 16, ["ptp"])
     net = Net(story, "udp4")
     pairs = [EndToEnd(net, host(40, n), host(41, n)) for n in range(6)]
     silent, half, early, stranger, negative, huge = pairs

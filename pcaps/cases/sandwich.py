@@ -48,8 +48,8 @@ class Sandwich:
 
 
 def sandwich():
-    """Five rounds over three routers: P2 dies at router j = 1..3, then goes to the other receiver (j = 0); gaps grow with j."""
-    story, rng = Story("sandwich", 16, ["sandwich"]), Random("sandwich")
+    """Five rounds over three routers: P2 dies at router j = 1..3, then goes to the other receiver (j = 0)."""
+    story, rng = Story("sandwich", 17, ["sandwich"]), Random("sandwich")
     for six in (False, True):
         for round_ in range(5):
             for ttl in (1, 2, 3, 0):
@@ -61,7 +61,7 @@ def sandwich():
 
 def sandwich_trouble():
     """P1 lost, P3 lost, P3 before P1, P3 twice, a gap below zero; a sandwich of another session in between."""
-    story = Story("sandwich_trouble", 17, ["sandwich"])
+    story = Story("sandwich_trouble", 18, ["sandwich"])
     no_p1, no_p3, swapped, twice, closer = [Sandwich(story, 7, round_, 1) for round_ in range(5)]
     no_p1.expect("incomplete", no_p1.member(P3, story.at(0) + D_NS), reason="lost_p1")
     no_p3.expect("incomplete", no_p3.member(P1, story.at(0.1)), reason="lost_p3")

@@ -91,7 +91,7 @@ class Path:
 
 
 def session(story, rng, server, video, client, wrap=eth, begin_s=0.0):
-    """A page and a player start: the API flow with 40 full-size datagrams, the video flow with a chunk every 2 s for 30 s."""
+    """A page and a player: the API flow with 40 full-size datagrams, the video flow with a chunk every 2 s for 30 s."""
     api = Path(story, rng, server, client, 50001, wrap)
     media = Path(story, rng, video, client, 50002, wrap)
     api.handshake(story.at(begin_s))
@@ -103,7 +103,7 @@ def session(story, rng, server, video, client, wrap=eth, begin_s=0.0):
 
 
 def stalls_ipv4():
-    """One client, stalls of 0.15 to 3.4 s: a single burst, two stalls 1.5 s apart, lost answers, one that nothing follows."""
+    """Stalls of 0.15 to 3.4 s: a single burst, two stalls 1.5 s apart, lost answers, one that nothing follows."""
     return stalled_client(Story("stalls_ipv4", 0, ["iqn"]))
 
 
@@ -144,7 +144,8 @@ def stalls_edges():
     story, rng = Story("stalls_edges", 3, ["iqn"]), Random("stalls_edges")
     low, high = CANDIDATE_BYTES
     clients = ("192.0.2.20", "192.0.2.21", "192.0.2.22", "192.0.2.23", "192.0.2.24")
-    inside, outside, upward, segments, sparse = [session(story, rng, "203.0.113.10", "203.0.113.20", c) for c in clients]
+    flows = [session(story, rng, "203.0.113.10", "203.0.113.20", client) for client in clients]
+    inside, outside, upward, segments, sparse = flows
     marks = []
     for at in (5, 5.2, 5.4):
         marks += inside.burst(story.at(at), (low, high, low, high))

@@ -19,7 +19,7 @@ def read(data):
     pcapng = data[:4] == b"\n\r\r\n"
     try:
         for frame in blocks(data) if pcapng else records(data):
-            frames.append(frame)
+            frames.append(frame)  # noqa: PERF402, keeps what came before it stopped
     except Stopped as stopped:
         if pcapng and stopped.args[0] == 0:
             raise ValueError("section header") from None
@@ -59,10 +59,10 @@ def check_options(body, order):
     found, at = {}, 0
     while at + 4 <= len(body):
         code, length = struct.unpack(order + "HH", body[at : at + 4])
-        if code == 0:
-            break
         if at + 4 + length > len(body):
             return None
+        if code == 0:
+            break
         found[code] = body[at + 4 : at + 4 + length]
         at += 4 + -(-length // 4) * 4
     return found
@@ -93,7 +93,7 @@ def blocks(data):
         elif kind == 1:
             interfaces.append(interface(body, length, order) or stop(at))
         elif kind in (2, 3, 6):
-            yield packet(kind, body, length, order, interfaces) or stop(at)
+            yield packet(kind, body, size, order, interfaces) or stop(at)
         at += size
 
 
@@ -117,16 +117,16 @@ def interface(body, length, order):
     return linktype, snaplen or MAX_CAPLEN, base**power, offset
 
 
-def packet(kind, body, length, order, interfaces):
+def packet(kind, body, size, order, interfaces):
     """The frame of a packet block, None where it is damaged."""
-    if length < (16 if kind == 3 else 32):
+    if size < (16 if kind == 3 else 32):
         return None
     if kind == 3:
-        number, start, room = 0, 4, length - 16
+        number, start, room = 0, 4, size - 16
         wire = struct.unpack(order + "I", body[:4])[0]
     else:
         number, high, low, caplen, wire = struct.unpack(order + "IIIII" if kind == 6 else order + "HxxIIII", body[:20])
-        start, room = 20, length - 32
+        start, room = 20, size - 32
     if number >= len(interfaces):
         return None
     linktype, snaplen, units, offset = interfaces[number]

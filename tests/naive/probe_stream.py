@@ -1,9 +1,10 @@
 """Stream reports from their definition: sort packets into streams, lives and intervals, then count. Plain Python."""
 
 from collections import defaultdict
+from types import SimpleNamespace
 
 from dataplane.records import REVERSE, RTP
-from naive.runner import wheel_ns
+from tests.naive.runner import wheel_ns
 
 SECOND_NS = 1_000_000_000
 GRACE_NS, PROBATION_NS, LEAP_NS = SECOND_NS, 2 * SECOND_NS, 10 * SECOND_NS
@@ -13,15 +14,18 @@ CLOCK_HZ = {
     **dict.fromkeys((14, 25, 26, 28, 31, 32, 33, 34), 90000),
     **{6: 16000, 10: 44100, 11: 44100, 16: 11025, 17: 22050},
 }
+FIELDS = ("ts", "clock", "hash", "flags", "rtp_ssrc", "rtp_time", "rtp_seq", "rtp_type", "rtp_marker")
+FIELDS += ("probe_session", "probe_sent", "probe_seq")
 COUNTS = ("packets", "received", "expected", "duplicates", "reordered", "discarded", "restarts")
 
 
 def streams(packets, interval_ns, idle_ns, dynamic_clock_hz=0):
     """{(hash, direction, source): [report, ...]}; a report is a dict named as the event's fields."""
     found = defaultdict(list)
-    for pkt in packets:
+    for row in packets:
+        pkt = SimpleNamespace(**{name: int(row[name]) for name in FIELDS})
         source = pkt.rtp_ssrc if pkt.flags & RTP else pkt.probe_session
-        found[int(pkt.hash), bool(pkt.flags & REVERSE), int(source)].append(pkt)
+        found[pkt.hash, pkt.flags & REVERSE, source].append(pkt)
     end = int(packets[-1].clock) if len(packets) else 0
     options = interval_ns, idle_ns, dynamic_clock_hz
     return {key: reports(pkts, end, *options) for key, pkts in found.items()}
@@ -40,7 +44,7 @@ def reports(pkts, end, interval_ns, idle_ns, dynamic_clock_hz):
 
 
 def number_of(pkt):
-    return int(pkt.rtp_seq if pkt.flags & RTP else pkt.probe_seq)
+    return pkt.rtp_seq if pkt.flags & RTP else pkt.probe_seq
 
 
 class Life:
@@ -50,7 +54,7 @@ class Life:
         self.interval_ns, self.idle_ns, self.dynamic_clock_hz = interval_ns, idle_ns, dynamic_clock_hz
         self.is_rtp = bool(pkt.flags & RTP)
         self.accepted = not self.is_rtp
-        self.opened = int(pkt.clock)
+        self.opened = pkt.clock
         self.newest = self.lowest = None
         self.seen = set()
         self.bad = None
@@ -73,23 +77,23 @@ class Life:
         return abs(self.ahead(pkt)) >= DROPOUT
 
     def add(self, pkt):
-        self.heard = int(pkt.clock)
+        self.heard = pkt.clock
         k = (self.heard - self.opened) // self.interval_ns
         here = self.intervals.setdefault(k, {**dict.fromkeys(COUNTS, 0), "ts": [], "delays": [], "talk": []})
         here["at_start"] = here.get("at_start", self.newest)
         place, home = self.place(pkt, k)
         w = self.intervals[home]
         w["packets"] += 1
-        w["ts"].append(int(pkt.ts))
+        w["ts"].append(pkt.ts)
         w[{"new": "received", "filled": "received", "duplicate": "duplicates"}.get(place, "discarded")] += 1
         w["reordered"] += place == "filled"
         if place in ("new", "filled") and not self.is_rtp:
-            w["delays"].append(int(pkt.ts) - int(pkt.probe_sent))
+            w["delays"].append(pkt.ts - pkt.probe_sent)
         if place != "stray":
             self.stream_packets += 1
             self.time(pkt, here)
         here["jitter"], here["newest"] = self.jitter, self.newest
-        here["life"] = mean(self.talk), max((j for j, _ in self.talk), default=0)
+        here["talked"] = len(self.talk)
 
     def place(self, pkt, k):
         """What the packet is, and the interval that it belongs to."""
@@ -145,12 +149,12 @@ class Life:
 
     def time(self, pkt, here):
         """RFC 3550, 6.4.1."""
-        payload_type, ts = int(pkt.rtp_type) if self.is_rtp else 0, int(pkt.ts)
+        payload_type, ts = pkt.rtp_type if self.is_rtp else 0, pkt.ts
         if self.is_rtp:
             hz = CLOCK_HZ.get(payload_type, 0) if payload_type < 96 else self.dynamic_clock_hz
-            sent = int(pkt.rtp_time) if hz else None
+            sent = pkt.rtp_time if hz else None
         else:
-            hz, sent = 10**9, int(pkt.probe_sent)
+            hz, sent = 10**9, pkt.probe_sent
         moved = False
         if hz and self.reference is not None:
             last_ts, last_sent = self.reference
@@ -186,9 +190,8 @@ class Life:
         told = [k for k in self.intervals if self.is_told(k, last, until, end)]
         rest = [k for k in self.intervals if k not in told]
         over = self.end_of(last) <= until and (end is None or wheel_ns(self.end_of(last)) <= end)
-        final = [(rest or [last + over], rest)]
         made = [self.report(k, [k], [i for i in told if i <= k], False) for k in told]
-        return made + [self.report(names[0], parts, list(self.intervals), True) for names, parts in final]
+        return [*made, self.report((rest or [last + over])[0], rest, list(self.intervals), True)]
 
     def is_told(self, k, last, until, end):
         """Whether interval `k` had a report of its own before the end."""
@@ -201,8 +204,8 @@ class Life:
         inside, total = self.summary(parts), self.summary(so_far)
         jitter = self.intervals[parts[-1]]["jitter"] if parts else None
         talk = [j for k in parts for j in self.intervals[k]["talk"]]
-        whole_life = self.intervals[so_far[-1]]
-        known = whole_life["jitter"] is not None
+        newest = self.intervals[so_far[-1]]
+        known, life = newest["jitter"] is not None, self.talk[: newest["talked"]]
         return {
             **inside,
             **{f"total_{field}": value for field, value in total.items() if field != "last_ns"},
@@ -210,8 +213,8 @@ class Life:
             "final": final,
             "jitter_ns": jitter,
             "jitter_max_ns": None if jitter is None else max(talk, default=0),
-            "total_jitter_mean_ns": whole_life["life"][0] if known else None,
-            "total_jitter_max_ns": whole_life["life"][1] if known else None,
+            "total_jitter_mean_ns": mean(life) if known else None,
+            "total_jitter_max_ns": max((jitter for jitter, _ in life), default=0) if known else None,
         }
 
     def summary(self, parts):

@@ -1,16 +1,15 @@
-"""The slow twin of detectors/ptp.py: PTP exchanges by the definition, in dicts and fractions. Shares no code with it or wire.py.
+"""The slow twin of detectors/ptp.py: PTP exchanges by the definition, in dicts and fractions. Shares no code with it.
 
     events = exchanges(messages("x.pcap"), timeout_ns=4 * 10**9, sync_age_ns=10**10)
 
-A message is a dict: n (packet number), ts, clock, type, two_step, domain, sdo, source and requesting (clock, port), pair
-(the two addresses, None to a group), id, time (ns, None if not usable), correction (2**-16 ns).
+A message is a dict: n (packet number), ts, clock, type, two_step, domain, sdo, source and requesting (clock, port),
+pair (the two addresses, None to a group), id, time (ns, None if not usable), correction (2**-16 ns).
 """
 
 import struct
 from fractions import Fraction
 from math import floor
 
-WHEEL_NS = 1 << 24  # a deadline takes effect at the next multiple of this
 UNKNOWN = -(2**63)
 SYNC, DELAY_REQ, PDELAY_REQ, PDELAY_RESP, FOLLOW_UP, DELAY_RESP, PDELAY_RESP_FOLLOW_UP = 0, 1, 2, 3, 8, 9, 10
 
@@ -73,7 +72,9 @@ def parse(body, pair):
         "source": (int.from_bytes(body[20:28], "big"), int.from_bytes(body[28:30], "big")),
         "id": int.from_bytes(body[30:32], "big"),
         "time": whole if nanoseconds < 10**9 and whole < 2**63 else None,
-        "requesting": (int.from_bytes(body[44:52], "big"), int.from_bytes(body[52:54], "big")) if kind in (3, 9, 10) else (0, 0),
+        "requesting": (int.from_bytes(body[44:52], "big"), int.from_bytes(body[52:54], "big"))
+        if kind in (3, 9, 10)
+        else (0, 0),
         "pair": pair,
     }
 
@@ -84,8 +85,7 @@ def exchanges(found, timeout_ns, sync_age_ns):
     for m in found:
         if m["type"] in (0, 1, 2, 3, 8, 9, 10) and m.get("version", 2) == 2:
             domains.setdefault((m["sdo"], m["domain"]), Domain(m, timeout_ns, sync_age_ns)).message(m)
-    events = [event for domain in domains.values() for event in domain.end()]
-    return events
+    return [event for domain in domains.values() for event in domain.end(found[-1]["clock"])]
 
 
 def fit(a, b):
@@ -107,7 +107,8 @@ class Domain:
         else:
             self.response(m)
 
-    def end(self):
+    def end(self, clock):
+        self.expire(clock)
         left = [r for r in self.requests if r["open"]]
         if left:
             self.give_up(left[0], "end_of_input", n=left[0]["n"], ts=None, exchanges=len(left))
@@ -122,20 +123,30 @@ class Domain:
         fits = [
             s
             for s in self.syncs
-            if s["key"] == key and part not in s and other in s and m["clock"] - s["clock"] < self.timeout_ns
+            if s["key"] == key
+            and part not in s
+            and other in s
+            and m["clock"] - s["clock"] < self.timeout_ns
             and (m if part == "sync" else s["sync"])["two_step"]
         ]
         if not fits:
             fits = [{"key": key, "clock": m["clock"]}]
             self.syncs += fits
         fits[-1][part] = m
+        fits[-1]["completed"] = m["clock"]
         if part == "follow_up":
             for r in self.requests:
                 alive = m["clock"] - r["clock"] < self.timeout_ns
-                if alive and r["open"] and not r["peer"] and r["responder"] == m["source"] and self.try_delay(r, m["n"], m["ts"]):
+                if (
+                    alive
+                    and r["open"]
+                    and not r["peer"]
+                    and r["responder"] == m["source"]
+                    and self.try_delay(r, m["n"], m["ts"])
+                ):
                     return
 
-    def latest_sync(self, r, complete, not_before):
+    def latest_sync(self, r, complete, not_before, before=2**63):
         found = [
             s
             for s in self.syncs
@@ -144,6 +155,7 @@ class Domain:
             and fit(s["key"][1], r["responder_pair"])
             and s["sync"]["n"] < r["n"]
             and s["clock"] >= not_before
+            and s["completed"] < before
             and ("follow_up" in s or not s["sync"]["two_step"]) == complete
         ]
         return max(found, key=lambda s: s["sync"]["n"], default=None)
@@ -162,14 +174,18 @@ class Domain:
     def find(self, m, requester, peer):
         for r in reversed(self.requests):
             alive = m["clock"] - r["clock"] < self.timeout_ns
-            if alive and (r["requester"], r["id"], r["peer"]) == (requester, m["id"], peer) and fit(r["pair"], m["pair"]):
+            if (
+                alive
+                and (r["requester"], r["id"], r["peer"]) == (requester, m["id"], peer)
+                and fit(r["pair"], m["pair"])
+            ):
                 return r
         return None
 
     def expire(self, clock):
         for r in self.requests:
             deadline = r["clock"] + self.timeout_ns
-            if r["open"] and -(-deadline // WHEEL_NS) * WHEEL_NS <= clock and not self.try_delay(r, r["n"], deadline):
+            if r["open"] and deadline <= clock and not self.try_delay(r, r["n"], deadline):
                 self.give_up(r, "no_follow_up" if r["response"] else "no_response", n=r["n"], ts=deadline)
 
     # responses
@@ -200,7 +216,7 @@ class Domain:
     def try_delay(self, r, n, ts):
         if r["peer"] or r["response"] is None:
             return False
-        s = self.latest_sync(r, True, r["clock"] - self.sync_age_ns)
+        s = self.latest_sync(r, True, r["clock"] - self.sync_age_ns, r["clock"] + self.timeout_ns)
         if s is None:
             return False
         two_step = s["sync"]["two_step"]
@@ -225,7 +241,8 @@ class Domain:
     def describe(self, r, n, ts):
         response, follow_up = r["response"], r["follow_up"]
         event = {
-            **self.head, "n": n, "ts": ts, "mechanism": "p2p" if r["peer"] else "e2e", "master": r["responder"] or (0, 0),
+            **self.head, "n": n, "ts": ts, "mechanism": "p2p" if r["peer"] else "e2e",
+            "master": r["responder"] or (0, 0),
             "slave": r["requester"], "request_id": r["id"], "sync_id": 0, "two_step": False, "sync_correction": 0,
             "follow_up_correction": follow_up["correction"] if follow_up else 0,
             "response_correction": response["correction"] if response else 0,

@@ -32,10 +32,16 @@ def duration_ns(text):
 
 def params(detector, **given):
     """Params row of `detector`: its defaults, `given` over them, then its own prepare()."""
+    return params_rows(detector, **given)[0]
+
+
+def params_rows(detector, **given):
+    """The same as an array of one row, as the engine takes it."""
     unknown = set(given) - {option.name for option in detector.options}
     assert not unknown, f"{detector.name} has no option {unknown}"
     fields = [(option.name, TYPES.get(option.kind, np.int64)) for option in detector.options]
-    row = rows(np.dtype([*fields, ("secret", np.uint64)], align=True), 1)[0]
+    made = rows(np.dtype([*fields, ("secret", np.uint64)], align=True), 1)
+    row = made[0]
     row.secret = SECRET
     for option in detector.options:
         value = given.get(option.name, option.default)
@@ -46,7 +52,7 @@ def params(detector, **given):
         row[option.name] = value
     if detector.prepare is not None:
         detector.prepare(row)
-    return row
+    return made
 
 
 def packets(*fields):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from naive.runner import wheel_ns
+from tests.naive.runner import wheel_ns
 
 P1, P2, P3 = 1, 2, 3
 

@@ -1,0 +1,7 @@
+"""`python -m qoetap`."""
+
+import sys
+
+from qoetap.cli import main
+
+sys.exit(main())

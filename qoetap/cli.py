@@ -1,0 +1,221 @@
+"""The command line: commands, their options and help. Imports nothing heavy; each command's module is imported late."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from qoetap import __version__
+from qoetap.exits import DONE, RUN_ERROR, Exit
+
+OVERVIEW = """\
+qoetap watches packets and reports what users and clocks experience: video stalls over QUIC, forwarding loops,
+PTP delays, available bandwidth and loss of probe and RTP streams, flows.
+
+commands:
+  replay   captures in, events out
+  decode   the packets of a capture as a table
+  check    is this configuration right?
+  schema   JSON Schema of the events
+  inspect  the packets around an event, dissected by tshark
+  doctor   is everything there that qoetap needs?
+
+examples:
+  qoetap replay traffic.pcap                          tables of events and flows, for a person
+  qoetap replay traffic.pcap -o events.jsonl          every event, one JSON object a line
+  zcat x.pcap.gz | qoetap replay - -o - | jq .iqn     a pipe in, a pipe out
+  qoetap replay rotated/ --detectors iqn,flow         a directory of rotated captures, in time order
+  qoetap check site.yaml -v                           what this configuration means
+
+Data goes to stdout; progress, the summary and complaints go to stderr.
+
+exit status:
+  0  done
+  1  an error while running
+  2  wrong usage or configuration
+  3  a missing privilege
+  4  input unreadable or cut short; what was read is still delivered
+  5  finished, but lost more than allowed
+
+`qoetap COMMAND --help` tells more.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """One command's parser; its epilogue keeps its line breaks."""
+
+    def __init__(self, command, about, examples):
+        super().__init__(
+            prog=f"qoetap {command}",
+            description=about,
+            epilog="examples:\n" + "".join(f"  {line}\n" for line in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+
+def replay_parser():
+    parser = Parser(
+        "replay",
+        "Run the detectors over captures (pcap, pcapng, gzip, zstd; others through tshark) and write their events.\n"
+        "Data goes to the outputs, everything else to stderr. INT and TERM end it early: what was read is delivered.",
+        (
+            "qoetap replay traffic.pcap",
+            "qoetap replay day1/ day2.pcapng.zst -o events.parquet --stats stats.json",
+            "qoetap replay x.pcap --detectors iqn --set detectors.iqn.p=100ms -o -",
+        ),
+    )
+    add_inputs(parser)
+    add_config(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", action="append", default=[],
+        help="where events go, may be repeated: FILE.jsonl, FILE.csv, FILE.parquet, - (JSON lines on stdout), table, "
+        "null, or SINK:PATH (default: table)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="JSON lines on stdout, the same as -o -")
+    parser.add_argument("--stats", metavar="FILE", help="write counts of each file, ledger and timings as JSON")
+    parser.add_argument("--workers", metavar="N", type=int, help="threads that run detectors (default 1)")
+    parser.add_argument("--batch", metavar="N", type=int, help="packets decoded at a time (default 4096)")
+    parser.add_argument("--seed", metavar="N", type=int, help="fix the secret keys of hashes")
+    parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
+    add_tunnels(parser)
+    add_verbose(parser)
+    return parser
+
+
+def decode_parser():
+    parser = Parser(
+        "decode",
+        "Print what is known of each packet: number, time, lengths, addresses, protocol, ports (a and b; ICMP: type and\n"
+        "code) and the UDP length field.",
+        ("qoetap decode traffic.pcap | less -S", "qoetap decode traffic.pcap --format tsv > packets.tsv"),
+    )
+    add_inputs(parser)
+    parser.add_argument("--format", choices=("table", "tsv", "jsonl", "parquet"), default="table", help="default: table")
+    parser.add_argument("--json", action="store_true", help="the same as --format jsonl")
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="write there (default: stdout)")
+    add_tunnels(parser)
+    add_verbose(parser)
+    return parser
+
+
+def check_parser():
+    parser = Parser(
+        "check",
+        "Say whether a configuration is right: prints ok, or one sentence that names the key that is not.",
+        ("qoetap check site.yaml -v", "qoetap check --defaults > site.yaml"),
+    )
+    parser.add_argument("path", metavar="CONFIG", nargs="?", help="a YAML file")
+    add_config(parser)
+    parser.add_argument("--defaults", action="store_true", help="print every key, explained, with its default, and leave")
+    parser.add_argument("--json", action="store_true", help="print the effective configuration as JSON")
+    add_verbose(parser, "print the effective configuration")
+    return parser
+
+
+def schema_parser():
+    parser = Parser("schema", "Print the JSON Schema of the events.", ("qoetap schema > events.schema.json",))
+    add_verbose(parser)
+    return parser
+
+
+def inspect_parser():
+    parser = Parser(
+        "inspect",
+        "Show the packets around an event, dissected by tshark. An event's pcap_cnt is its packet number, its flow_id or\n"
+        "community_id names its flow.",
+        ("qoetap inspect traffic.pcap --packet 1234", "qoetap inspect traffic.pcap --flow 4c5ab1f0c3a5d7e2"),
+    )
+    parser.add_argument("file", metavar="FILE")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--flow", metavar="ID", help="packets of the flow with this flow_id or community_id")
+    what.add_argument("--packet", metavar="N", type=int, help="this packet and those around it")
+    parser.add_argument("--around", metavar="N", type=int, default=3, help="packets before and after (default 3)")
+    parser.add_argument("--most", metavar="N", type=int, default=50, help="show at most so many of a flow (default 50)")
+    add_verbose(parser, "print every field of every packet")
+    return parser
+
+
+def doctor_parser():
+    parser = Parser("doctor", "Say what qoetap needs and is missing, and how to mend it.", ("qoetap doctor",))
+    add_config(parser)
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_verbose(parser)
+    return parser
+
+
+def add_inputs(parser):
+    parser.add_argument("files", metavar="FILE", nargs="*", help="capture, directory of captures, or - for stdin")
+    parser.add_argument(
+        "-r", "--read", metavar="FILE", action="append", default=[], help="the same, as in tcpdump; may be repeated"
+    )
+
+
+def add_config(parser):
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file; `qoetap check --defaults` prints every key")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help="override one key, for example detectors.flow.idle=60s; may be repeated",
+    )  # fmt: skip
+
+
+def add_tunnels(parser):
+    parser.add_argument(
+        "--tunnels", metavar="A,B", help="look into gre, ipip, 6in4, vxlan, geneve, gtpu, or all (default: none)"
+    )
+
+
+def add_verbose(parser, text="say more; with a traceback if something breaks"):
+    parser.add_argument("-v", "--verbose", action="store_true", help=text)
+
+
+COMMANDS = {  # name: its parser, module and function
+    "replay": (replay_parser, "qoetap.replay", "replay"),
+    "decode": (decode_parser, "qoetap.decode", "decode"),
+    "check": (check_parser, "qoetap.check", "check"),
+    "schema": (schema_parser, "qoetap.check", "schema"),
+    "inspect": (inspect_parser, "qoetap.inspect", "inspect"),
+    "doctor": (doctor_parser, "qoetap.doctor", "doctor"),
+}
+
+
+def parse(argv):
+    """(args, module name, function name) of a command line; SystemExit with a message if it is wrong."""
+    first = argparse.ArgumentParser(
+        prog="qoetap",
+        usage="qoetap [-h] [--version] COMMAND ...",
+        description=OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    first.add_argument("--version", action="version", version=f"qoetap {__version__}")
+    first.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    chosen = first.parse_args(argv[:1]).command
+    parser, module, function = COMMANDS[chosen]
+    return parser().parse_intermixed_args(argv[1:]), module, function
+
+
+def main(argv=None):
+    """Run a command; its exit status. No traceback reaches a user who did not ask for one."""
+    args = None
+    try:
+        args, module, function = parse(sys.argv[1:] if argv is None else argv)
+        status = getattr(importlib.import_module(module), function)(args)
+        sys.stdout.flush()
+        return status
+    except Exit as error:
+        sentence, status = str(error), error.status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has what it wanted; nothing is left to flush
+        return DONE
+    except KeyboardInterrupt:
+        sentence, status = "interrupted", RUN_ERROR
+    except MemoryError:
+        sentence, status = "not enough memory: lower the detectors' capacity", RUN_ERROR
+    except Exception as error:  # the last resort
+        sentence = f"unexpected {type(error).__name__}: {error}; run it with -v and report what it prints"
+        status = RUN_ERROR
+        if getattr(args, "verbose", False):
+            import traceback
+
+            traceback.print_exc()
+    print(f"qoetap: {sentence}", file=sys.stderr)
+    return status

@@ -1,0 +1,314 @@
+"""The configuration: its keys, how a file and the command line become one, and what is wrong with it in one sentence.
+
+Layers are dicts of the same shape as the file; a later one wins. Keys of a detector are made from its options, so that
+adding an option to a detector is all there is to do.
+"""
+
+import difflib
+import hashlib
+import os
+from typing import Annotated, Literal, NamedTuple
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from dataplane.records import rows
+from dataplane.wire import TUNNELS
+from detectors.base import CHOICE, COUNT, DURATION, FLAG, NUMBER
+from qoetap.durations import duration_text, parse_duration
+from qoetap.exits import USAGE, Exit
+
+FIELD_TYPES = {DURATION: "i8", COUNT: "i8", FLAG: "u1", CHOICE: "i8", NUMBER: "f8"}
+COUNT_MAX = 2**63 - 1
+CAPACITY_MAX = 1 << 28
+WORKERS_MAX = 64
+SECRET_BYTES = 16
+SHAPES = {  # pydantic's name of an error: what should have been there
+    "model_type": "must hold keys and values",
+    "list_type": "must be a list",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+}
+
+
+class ConfigError(Exit):
+    """Something is wrong with the configuration."""
+
+    def __init__(self, sentence):
+        super().__init__(USAGE, sentence)
+
+
+class Layer(NamedTuple):
+    """Part of a configuration and where it is from."""
+
+    origin: str  # a file or an option
+    values: dict
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _tunnel_list(value):
+    if value == "all":
+        return list(TUNNELS)
+    return [name for name in value.replace(",", " ").split()] if isinstance(value, str) else value
+
+
+Tunnels = Annotated[list[Literal[TUNNELS]], BeforeValidator(_tunnel_list)]
+
+GENERAL = {  # key: (type, default, help)
+    "agent_id": (str, "qoetap", "who saw it: written into every event"),
+    "workers": (Annotated[int, Field(ge=1, le=WORKERS_MAX)], 1, "threads that run detectors; events do not depend on it"),
+    "batch_rows": (Annotated[int, Field(ge=1, le=65536)], 4096, "packets decoded at a time; events do not depend on it"),
+    "tunnels": (Tunnels, [], f"tunnels whose inner packet counts: a list of {', '.join(TUNNELS)}, or all"),
+    "seed": (Annotated[int, Field(ge=0)] | None, None, "fixes the secret keys of hashes; null: other ones at each start"),
+    "outputs": (list[str], [], "where events go, as with -o: FILE.jsonl, FILE.csv, FILE.parquet, table, null, -; none: table"),
+}
+
+
+def option_type(option):
+    """Type of a detector's option for pydantic."""
+    if option.kind == DURATION:
+        return Annotated[int, BeforeValidator(parse_duration), AfterValidator(_at_least(int(option.low)))]
+    if option.kind == CHOICE:
+        return Literal[option.choices]
+    if option.kind == FLAG:
+        return bool
+    if option.kind == NUMBER:
+        return Annotated[float, Field(ge=option.low, allow_inf_nan=False)]
+    return Annotated[int, Field(ge=option.low, le=COUNT_MAX)]
+
+
+def _at_least(low_ns):
+    def check(ns):
+        if ns < low_ns:
+            raise ValueError(f"the least is {duration_text(low_ns)}")
+        return ns
+
+    return check
+
+
+def option_default(option):
+    return parse_duration(option.default) if option.kind == DURATION else option.default
+
+
+def detector_model(detector):
+    """Section of one detector: enabled, capacity and its options."""
+    fields = {
+        "enabled": (bool, Field(True, description="run this detector")),
+        "capacity": (
+            Annotated[int, Field(ge=1, le=CAPACITY_MAX)],
+            Field(detector.capacity, description="states its table holds before the oldest give way"),
+        ),
+    }
+    for o in detector.options:
+        fields[o.name] = (option_type(o), Field(option_default(o), description=o.help))
+    return create_model(f"{detector.name} section", __base__=Section, **fields)
+
+
+def config_model(detectors):
+    """The whole configuration for `detectors` ({name: Detector})."""
+    sections = {name: detector_model(d) for name, d in detectors.items()}
+    inner = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
+    fields = {name: (kind, Field(default, description=text)) for name, (kind, default, text) in GENERAL.items()}
+    fields["detectors"] = (create_model("detectors", __base__=Section, **inner), Field(default_factory=dict, validate_default=True))
+    return create_model("configuration", __base__=Section, **fields)
+
+
+def known_keys(model, prefix=""):
+    """Every key that there is, dotted."""
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += known_keys(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def read_file(path):
+    """Layer of a YAML file. ConfigError if it cannot be read or is no mapping."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no UTF-8 text, so no YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {where}not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from error
+    if values is None:
+        return Layer(path, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold keys and values, as `qoetap check --defaults` prints them")
+    return Layer(path, values)
+
+
+def assignment(text):
+    """Layer of one KEY=VALUE; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: write it as KEY=VALUE, for example detectors.flow.idle=60s")
+    try:
+        values = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: its value is not valid YAML") from error
+    return Layer("--set", nested(key.strip().split("."), values))
+
+
+def nested(keys, value):
+    """{"a": {"b": value}} of ["a", "b"]."""
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def only(names, detectors):
+    """Layer that runs the named detectors and no others. ConfigError if there is no such detector."""
+    for name in names:
+        if name not in detectors:
+            raise ConfigError(f"--detectors: there is no detector {name!r}{nearest(name, detectors)}")
+    return Layer("--detectors", {"detectors": {name: {"enabled": name in names} for name in detectors}})
+
+
+def nearest(key, known):
+    """How a sentence about an unknown key goes on."""
+    known = list(known)
+    near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.5)
+    return f", did you mean {near[0]}?" if near else f"; there are {', '.join(k for k in known if '.' not in k)}"
+
+
+def merge(low, high):
+    """`high` over `low`, section by section."""
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def validate(layers, detectors):
+    """The effective configuration of Layers, later ones winning. ConfigError names origin and key."""
+    model, values = config_model(detectors), {}
+    for layer in layers:
+        values = merge(values, layer.values)
+    try:
+        return model.model_validate(_without_empty(values))
+    except ValidationError as error:
+        raise ConfigError(sentence(error.errors()[0], layers, model)) from None
+
+
+def _without_empty(values):
+    """Without sections that are just a heading (null in YAML)."""
+    inner = values.get("detectors")
+    if inner is None:
+        return {key: value for key, value in values.items() if key != "detectors"}
+    if isinstance(inner, dict):
+        values = {**values, "detectors": {key: {} if value is None else value for key, value in inner.items()}}
+    return values
+
+
+def sentence(problem, layers, model):
+    """One sentence for one of pydantic's errors."""
+    steps = [str(step) for step in problem["loc"]]
+    known = known_keys(model)
+    key = max((k for k in known if ".".join(steps).startswith(k)), key=len, default="")
+    origin = next((layer.origin for layer in reversed(layers) if _holds(layer.values, steps)), "configuration")
+    if problem["type"] == "extra_forbidden":
+        return f"{origin}: unknown key {'.'.join(steps)}{nearest('.'.join(steps), known)}"
+    text = SHAPES.get(problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
+    return f"{origin}: {key or '.'.join(steps)}: {text}, not {problem['input']!r}"
+
+
+def _holds(values, steps):
+    """True if the layer says something about the key at `steps`."""
+    for step in steps:
+        if not isinstance(values, dict):
+            return True
+        if step not in values:
+            return False
+        values = values[step]
+    return True
+
+
+def load(layers, detectors):
+    """The effective configuration, its detectors' own checks done too. ConfigError names origin and key."""
+    settings = validate(layers, detectors)
+    for name, detector in chosen(settings, detectors).items():
+        build_params(detector, getattr(settings.detectors, name))
+    return settings
+
+
+def chosen(settings, detectors):
+    """The enabled ones of `detectors`."""
+    return {name: d for name, d in detectors.items() if getattr(settings.detectors, name).enabled}
+
+
+def derive(root, purpose):
+    """Secret bytes for one purpose from the root secret."""
+    return hashlib.blake2b(purpose, digest_size=SECRET_BYTES, key=root).digest()
+
+
+def root_secret(seed):
+    """Bytes from which all keys of a start are derived; `seed` fixes them, None takes random ones."""
+    return os.urandom(SECRET_BYTES) if seed is None else hashlib.sha256(str(seed).encode()).digest()[:SECRET_BYTES]
+
+
+def build_params(detector, section, root=b""):
+    """The params rows (1,) of a detector: a field for each option, and `secret`. ConfigError from its own checks."""
+    fields = [(o.name, FIELD_TYPES[o.kind]) for o in detector.options]
+    params = rows([("secret", "u8"), *fields], 1)
+    params["secret"] = int.from_bytes(derive(root, detector.name.encode())[:8], "little")
+    for o in detector.options:
+        value = getattr(section, o.name)
+        params[o.name] = o.choices.index(value) if o.kind == CHOICE else value
+    if detector.prepare:
+        try:
+            detector.prepare(params[0])
+        except ValueError as error:
+            raise ConfigError(f"configuration: detectors.{detector.name}: {str(error).rstrip('.')}") from error
+    return params
+
+
+def tunnel_bits(settings):
+    """The tunnels to enter, as wire.decode_options takes them."""
+    return sum(1 << TUNNELS.index(name) for name in set(settings.tunnels))
+
+
+def as_values(settings, detectors):
+    """The configuration as it would stand in a file: durations as text."""
+    values = settings.model_dump()
+    for name, detector in detectors.items():
+        section = values["detectors"][name]
+        for o in detector.options:
+            if o.kind == DURATION:
+                section[o.name] = duration_text(section[o.name])
+    return values
+
+
+def document(detectors):
+    """The default configuration as commented YAML: what defaults.yaml holds for the detectors of this package."""
+    lines = ["# qoetap's configuration: every key with its default. Copy what you change; unknown keys are errors.", ""]
+    for name, (_, default, text) in GENERAL.items():
+        lines += [f"# {text}", f"{name}: {_scalar(default)}", ""]
+    lines.append("detectors:")
+    values = as_values(validate([], detectors), detectors)["detectors"]
+    for name, d in detectors.items():
+        lines += [f"  {name}:"]
+        model = detector_model(d)
+        options = {o.name: o for o in d.options}
+        for key, value in values[name].items():
+            lines += [f"    # {_help(model.model_fields[key].description, options.get(key))}", f"    {key}: {_scalar(value)}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _help(text, option):
+    return text + (f" ({', '.join(option.choices)})" if option and not all(c in text for c in option.choices) else "")
+
+
+def _scalar(value):
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,217 @@
+"""`qoetap replay`: captures in, events out. Puts sources, engine and outputs together and says what came of it."""
+
+import json
+import os
+import sys
+import time
+
+import detectors as registry
+from dataplane.cache import cold
+from dataplane.capture import CaptureError, expand, open_capture
+from dataplane.engine import Engine
+from dataplane.records import JIT
+from dataplane.runner import runner_bytes
+from dataplane.wire import decode_options
+from qoetap import config
+from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
+from qoetap.interrupt import Stop
+from qoetap.outputs import Outputs
+from qoetap.progress import Progress
+
+COMPILE_SECONDS = {"batch.fill": 4, "events.render": 3}  # measured; a detector's loop takes the next
+LOOP_SECONDS = 2
+MIB = 1 << 20
+
+
+def say(sentence):
+    print(f"qoetap: {sentence}", file=sys.stderr, flush=True)
+
+
+def layers(args):
+    """Layers of the configuration, the command line's last."""
+    found = [config.read_file(args.config)] if args.config else []
+    found += [config.assignment(text) for text in args.set]
+    given = {"workers": args.workers, "batch_rows": args.batch, "seed": args.seed, "tunnels": args.tunnels}
+    names = {"batch_rows": "--batch"}
+    for key, value in given.items():
+        if value is not None:
+            found.append(config.Layer(names.get(key, f"--{key}"), {key: value}))
+    outputs = [*args.output, *(["-"] if args.json else [])]
+    if outputs:
+        found.append(config.Layer("-o", {"outputs": outputs}))
+    return found
+
+
+def settings_of(args):
+    """(settings, every detector). Exit if something is wrong with the configuration."""
+    known, found = registry.load_all(), layers(args)
+    if args.detectors:
+        found.append(config.only([n for n in args.detectors.split(",") if n and n != "all"] or list(known), known))
+    return config.load(found, known), known
+
+
+def engine_parts(settings, known):
+    """([(Detector, params, capacity)], decode options)."""
+    root = config.root_secret(settings.seed)
+    parts = []
+    for name, detector in config.chosen(settings, known).items():
+        section = getattr(settings.detectors, name)
+        parts.append((detector, config.build_params(detector, section, root), section.capacity))
+    return parts, decode_options(config.derive(root, b"flow hash"), config.tunnel_bits(settings))
+
+
+class Run:
+    """One run over all inputs: the engine, what watches it, and what went wrong."""
+
+    def __init__(self, settings, known, outputs, stop):
+        parts, options = engine_parts(settings, known)
+        self.outputs, self.stop, self.problems, self.censuses = outputs, stop, [], {}
+        self.engine = Engine(parts, outputs, options, settings.workers, settings.batch_rows, settings.agent_id)
+        self.total_bytes, self.done_bytes, self.progress = 0, 0, None
+        self.name, self.source = "", None
+
+    def over(self, files, counting):
+        """Run over `files`; with `counting` take a census of each."""
+        sizes = [os.path.getsize(f) if os.path.isfile(f) else None for f in files]
+        self.progress = Progress(None if None in sizes else sum(sizes))
+        try:
+            for path, size in zip(files, sizes, strict=True):
+                if self.stopped:
+                    break
+                self._file(path, counting)
+                self.done_bytes += size or 0
+            self.engine.end()
+        finally:
+            self.progress.stop()
+
+    @property
+    def stopped(self):
+        return self.stop.signal is not None or self.outputs.failed
+
+    def _file(self, path, counting):
+        try:
+            self.source = open_capture(path, self.engine.batch_rows, self.engine.group_size)
+        except CaptureError as error:
+            self.problems.append(str(error))
+            return
+        self.name = self.source.name
+        if self.source.comment:
+            say(f"{path}: {self.source.comment}")
+        watch = None
+        if counting:
+            from dataplane.census import Census
+
+            self.censuses[path] = Census()
+            watch = self.censuses[path].watch
+        self.engine.run(self, watch)
+        if self.source.problem and not self.stopped:
+            self.problems.append(self.source.problem)
+
+    def blocks(self):
+        """Blocks of the source at hand, until something asks the run to end."""
+        blocks = self.source.blocks()
+        while not self.stopped and (block := self.stop.next(blocks)) is not None:
+            yield block
+            self.progress.show(self.engine.seen, self.done_bytes + self.source.bytes_done)
+        blocks.close()
+
+
+def announce(settings, known):
+    """Say what will run, the memory it may take, and whether its kernels must be compiled first."""
+    running = config.chosen(settings, known)
+    most = sum(runner_bytes(d, getattr(settings.detectors, n).capacity, settings.workers) for n, d in running.items())
+    count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
+    say(f"{len(running)} detectors, tables up to {most / MIB:.0f} MiB, {count}")
+    missing = cold(["batch.fill", *(f"loop.run_{name}" for name in running)]) if JIT else []
+    if missing:
+        seconds = sum(COMPILE_SECONDS.get(name, LOOP_SECONDS) for name in missing)
+        say(f"compiling kernels, once per installation (about {seconds} s)")
+
+
+def open_stats(path):
+    """The file for --stats, opened before anything is read. Exit if that fails."""
+    try:
+        return open(path, "w", encoding="utf-8") if path else None
+    except OSError as error:
+        raise Exit(USAGE, f"{path}: cannot be written ({error.strerror})") from error
+
+
+def stats(run, seconds):
+    """What --stats writes."""
+    ledger = run.engine.ledger
+    return {
+        "files": {path: census.as_dict() for path, census in run.censuses.items()},
+        "ledger": {**ledger.as_dict(), "outputs": run.outputs.counts()},
+        "seconds": {**run.engine.seconds, "total": seconds},
+        "packets_per_second": ledger.seen / seconds,
+    }
+
+
+def listed(counts):
+    return ", ".join(f"{n:,} {name}" for name, n in counts.items())
+
+
+def summarise(run, seconds):
+    """The last lines on stderr."""
+    ledger = run.engine.ledger
+    files, made = len(run.engine.files), sum(ledger.made.values())
+    rate = ledger.seen / seconds
+    say(
+        f"{ledger.seen:,} packets of {files} file{'s' * (files != 1)} in {seconds:.2f} s ({rate:,.0f}/s); {made:,} events"
+        + (f" ({listed(ledger.made)})" if made else "")
+    )
+    clock = {name: n for name, n in ledger.clock.items() if n}
+    lost = {f"{name} states given up": s["emergency"] for name, s in ledger.states.items() if s["emergency"]}
+    for title, counts in (
+        ("not decoded", ledger.undecoded),
+        ("decoded in part", ledger.cut),
+        ("time", clock),
+        ("tables full", lost),
+        ("events lost", {"dropped": ledger.dropped} if ledger.dropped else {}),
+    ):
+        if counts:
+            say(f"{title}: {listed(counts)}")
+
+
+def status_of(run):
+    """Say what went wrong; the exit status."""
+    if run.stop.signal is not None:
+        run.problems.append(f"stopped by {run.stop.signal.name}; what was read until then is delivered")
+    faults = [*run.outputs.complaints(), *run.engine.ledger.imbalance()]
+    for sentence in [*run.problems, *faults]:
+        say(sentence)
+    return RUN_ERROR if faults else INPUT if run.problems else DONE
+
+
+def inputs(args):
+    """The files to read. Exit if there are none."""
+    paths = [*args.files, *args.read]
+    if not paths:
+        raise Exit(USAGE, "name a capture, a directory of captures, or - for standard input")
+    try:
+        return expand(paths)
+    except CaptureError as error:
+        raise Exit(INPUT, str(error)) from error
+
+
+def replay(args):
+    """The command; its exit status."""
+    started = time.perf_counter()
+    settings, known = settings_of(args)
+    files = inputs(args)
+    stats_file = open_stats(args.stats)
+    outputs = Outputs(dict.fromkeys(settings.outputs or ["table"]), config.chosen(settings, known).values())
+    announce(settings, known)
+    with Stop() as stop:
+        run = Run(settings, known, outputs, stop)
+        begun = time.perf_counter()
+        run.engine.seconds["start"] = begun - started
+        run.over(files, stats_file is not None)
+        outputs.close()
+        seconds = time.perf_counter() - begun
+    outputs.settle(run.engine.ledger)
+    if stats_file:
+        with stats_file:
+            json.dump(stats(run, seconds), stats_file, indent=1)
+    summarise(run, seconds)
+    return status_of(run)

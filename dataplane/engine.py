@@ -17,6 +17,8 @@ from dataplane.ledger import Ledger
 from dataplane.runner import FINISH_STATES, make_runners
 
 GROUP_BATCHES = 8  # blocks a worker has in hand at a time, when there are several workers
+DELIVER_EVENTS = 4096  # events are sorted and handed on when so many have come together, or after so many packets
+DELIVER_PACKETS = 262_144
 STAGES = ("read", "decode", "detect", "deliver")
 
 
@@ -36,6 +38,7 @@ class Engine:
         self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
         self.set_clock = Kernel(set_clock)
+        self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
     def run(self, source, watch=None):
@@ -60,9 +63,10 @@ class Engine:
             for batch, block in zip(batches, blocks, strict=True):
                 watch(batch, block)
         started = self.spent("decode", started)
-        made = self.detect(batches)
+        self.detect(batches)
         started = self.spent("detect", started)
-        self.deliver(made)
+        if self.waiting >= DELIVER_EVENTS or self.seen - self.delivered_at >= DELIVER_PACKETS:
+            self.deliver()
         self.spent("deliver", started)
 
     def decode(self, blocks):
@@ -78,23 +82,24 @@ class Engine:
         return [batch for batch, *_ in jobs]
 
     def detect(self, batches):
-        """Run every worker's detectors over the batches; for each detector a list of arrays of events."""
-        made = [[] for _ in self.detectors]
+        """Run every worker's detectors over the batches; the events wait in `pending`, a list of arrays a detector."""
 
         def work(runners):
             return [[events for batch in batches for events in runner.work(batch)] for runner in runners]
 
         for share in self.map(work, self.runners):
-            for events, mine in zip(made, share, strict=True):
-                events += mine
-        return made
+            for waiting, events in zip(self.pending, share, strict=True):
+                if events:
+                    waiting += events
+                    self.waiting += sum(map(len, events))
 
     def map(self, function, jobs):
         return list(self.pool.map(function, jobs)) if self.pool else [function(job) for job in jobs]
 
-    def deliver(self, made):
-        """Sort events into delivery order and write them to the sink."""
-        parts = [(d, np.concatenate(arrays)) for d, arrays in zip(self.detectors, made, strict=True) if arrays]
+    def deliver(self):
+        """Sort the pending events into delivery order and write them to the sink."""
+        parts = [(d, np.concatenate(arrays)) for d, arrays in zip(self.detectors, self.pending, strict=True) if arrays]
+        self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, self.seen
         if not parts:
             return
         for detector, events in parts:
@@ -111,14 +116,14 @@ class Engine:
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
         clock = int(self.clock[0].now) if self.seen else 0
         started = time.perf_counter()
+        self.deliver()
         live = [[runner.live() for runner in runners] for runners in self.runners]
         for low, high in age_ranges([born for share in live for _, born in share]):
-            made = [[] for _ in self.detectors]
             for runners, share in zip(self.runners, live, strict=True):
-                for mine, runner, (slots, born) in zip(made, runners, share, strict=True):
+                for waiting, runner, (slots, born) in zip(self.pending, runners, share, strict=True):
                     first, last = np.searchsorted(born, (low, high))
-                    mine.append(runner.end(slots[first:last], clock))
-            self.deliver(made)
+                    waiting.append(runner.end(slots[first:last], clock))
+            self.deliver()
         self.settle([sum(len(slots) for slots, _ in states) for states in zip(*live, strict=True)])
         self.spent("deliver", started)
         if self.pool:

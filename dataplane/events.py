@@ -255,15 +255,16 @@ class Renderer:
 
     def name_origins(self, events):
         """Refresh the agent's name and the paths of the files, when there are new ones."""
-        known = (events.agent_id, len(events.files))
+        files = tuple(events.files)  # the engine appends to it
+        known = (events.agent_id, len(files))
         if known == self.known:
             return
-        names = [events.agent_id, *(os.fsencode(p).decode("utf-8", "replace") for _, p in events.files)]
+        names = [events.agent_id, *(os.fsencode(p).decode("utf-8", "replace") for _, p in files)]
         names = [self.template.escape(n) for n in names]
         sizes = np.array([r.PREFIX_BYTES + len(n) for n in names])
         text = bytes(self.template.text) + b"".join(len(n).to_bytes(r.PREFIX_BYTES, "little") + n for n in names)
         self.origins = np.zeros((len(names), r.ORIGIN_COLUMNS), np.int64)
-        self.origins[1:, r.FIRST] = [seq for seq, _ in events.files]
+        self.origins[1:, r.FIRST] = [seq for seq, _ in files]
         self.origins[:, r.PATH] = len(self.template.text) + np.cumsum(sizes) - sizes
         self.text = np.frombuffer(text, np.uint8).copy()
         line_bytes = self.longest + 2 * int(sizes.max())

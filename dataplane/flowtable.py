@@ -37,7 +37,7 @@ CONTROL = np.dtype(
         ("swept", np.int64),  # tick up to which its lists have been looked through
         ("live", np.int64),
         ("created", np.int64),
-        ("expired", np.int64),
+        ("expired", np.int64),  # done, by a step or a deadline
         ("emergency", np.int64),  # given up in emergency
     ],
     align=True,

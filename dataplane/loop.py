@@ -142,6 +142,7 @@ def settle(at, control, state, slot, clock, fresh):
         if not fresh:
             delist(at, slot)
         give_back(at, control, slot)
+        control.expired += 1
         return
     if state.due <= clock:
         state.due = clock + 1

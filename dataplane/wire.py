@@ -69,7 +69,8 @@ LENGTH_MAX = 1500  # an ethertype field up to here is an 802.3 length
 
 # IP protocol numbers (IANA)
 HOP_BY_HOP, ICMP, IPIP, TCP, UDP, IP6_IN_IP, ROUTING, FRAGMENT, GRE, ICMPV6, DESTINATION, SCTP = 0, 1, 4, 6, 17, 41, 43, 44, 47, 58, 60, 132
-CHAIN_MAX_HEADERS = 16  # IPv6 extension headers followed before giving up
+TAGS_MAX = 16  # tags, labels and tunnel extensions followed before giving up
+EXTENSIONS_MAX = 256  # IPv6 extension headers followed before giving up
 
 # UDP ports
 PTP_EVENT, PTP_GENERAL, HTTPS, VXLAN, GENEVE, GTPU = 319, 320, 443, 4789, 6081, 2152
@@ -235,7 +236,7 @@ def llc(mem, at, end, row):
 @njit
 def to_network(mem, at, end, row, ethertype):
     """Walk tags and labels until an ethertype with a network layer behind it; 0 where there is none."""
-    for _ in range(CHAIN_MAX_HEADERS):
+    for _ in range(TAGS_MAX):
         if ethertype == T_IPV4 or ethertype == T_IPV6 or ethertype == T_RAW_IP or ethertype == T_PTP or ethertype == 0:
             return ethertype, at
         if ethertype == T_8021Q or ethertype == T_8021AD or ethertype == T_QINQ:
@@ -341,7 +342,7 @@ def ipv6(mem, at, end, row, uncaptured):
 @njit
 def extensions(mem, at, end, row, protocol, length):
     """Skip hop-by-hop, routing, fragment and destination options (RFC 8200, 4); any other header ends the chain."""
-    for _ in range(CHAIN_MAX_HEADERS):
+    for _ in range(EXTENSIONS_MAX):
         row.proto = protocol
         if protocol != HOP_BY_HOP and protocol != ROUTING and protocol != FRAGMENT and protocol != DESTINATION:
             return protocol, at, end, length
@@ -406,10 +407,10 @@ def transport(mem, at, end, row, length, options):
 
 @njit(forceinline=True)
 def payload(mem, at, length, udp):
-    """Payload bytes: UDP by its length field (0 is a jumbogram, RFC 2675, 4), TCP by its data offset (RFC 9293, 3.1)."""
+    """Payload bytes: UDP by its length field (0 in a jumbogram, RFC 2675, 4), TCP by its data offset (RFC 9293, 3.1)."""
     field = be16(mem, at + 4)
     if udp:
-        return (field if field else length) - 8
+        return (length if field == 0 and length > 0xFFFF else field) - 8
     return max(0, length - (byte(mem, at + 12) >> 4) * 4)
 
 
@@ -586,7 +587,7 @@ def gtpu(mem, at, end):
             return 0, at
         following = byte(mem, at + 3) if flags & 4 else 0
         at += 4
-        for _ in range(CHAIN_MAX_HEADERS):
+        for _ in range(TAGS_MAX):
             if following == 0 or end - at < 4 or byte(mem, at) == 0:
                 break
             size = byte(mem, at) * 4

@@ -1,9 +1,9 @@
 """IQN: a player's stalls, from the packets that its user's agent makes the service send while playback stands still.
 
-The agent looks at the screen every p and, while it sees the spinner, has the server answer n times. So a stall shows at a
-tap as about n packets of a characteristic size every p, in the flow of the service's API host. After Peroni, Gorinsky,
-Tashtarian, "In-Band Quality Notification from Users to ISPs" (YouStall). docs/iqn.md gives the definitions, what the
-guards and the duration estimate rest on, and what was measured.
+The agent looks at the screen every p and, while it sees the spinner, has the server answer n times. So a stall shows
+at a tap as about n packets of a characteristic size every p, in the flow of the service's API host. After Peroni,
+Gorinsky, Tashtarian, "In-Band Quality Notification from Users to ISPs" (YouStall). docs/iqn.md gives the
+definitions, what the guards and the duration estimate rest on, and what was measured.
 
 Arrivals are kept sorted by ts; a window is complete when the capture clock has passed its end, packets or not.
 """
@@ -113,7 +113,7 @@ OPTIONS = (
         "(frame), the same with IPv4's header also for IPv6 (frame_v4), or alone (payload)",
         ("frame", "frame_v4", "payload"),
     ),
-    Option("window", "forward", CHOICE, "how windows slide: from an arrival on, or back from it", ("forward", "trailing")),
+    Option("window", "forward", CHOICE, "windows slide from an arrival on, or back from it", ("forward", "trailing")),
     Option("correction", True, FLAG, "forward windows: correct start and duration for the screenshot interval"),
     Option("guard_handshake", True, FLAG, "long-header packets never count"),
     Option("guard_bulk", True, FLAG, "flows in bulk transfer and a flow's own full size never count"),

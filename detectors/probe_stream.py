@@ -1,20 +1,20 @@
 """Probe stream: loss, duplicates, reordering, jitter and one-way delay of our probe streams and of RTP found passively.
 
-A stream is one direction of a flow and one source (RTP: SSRC; probes: session). A report is made for every `interval` in
-which something came, counted from the stream's first packet, GRACE_NS after its end; the last one, when the stream has
-been silent for `idle` or the input ends, has `final` set. Each report carries the interval's numbers and, under `total_`,
-the stream's so far; the intervals add up to the total.
+A stream is one direction of a flow and one source (RTP: SSRC; probes: session). A report is made for every `interval`
+in which something came, counted from the stream's first packet, GRACE_NS after its end; the last one, when the stream
+has been silent for `idle` or the input ends, has `final` set. Each report carries the interval's numbers and, under
+`total_`, the stream's so far; the intervals add up to the total.
 
 * loss = 1 - received / expected. `received` counts a sequence number once, `expected` is their span (RFC 3550, A.3). A
   packet out of order belongs to the interval of its number while that can still be reported.
-* jitter J (RFC 3550, 6.4.1) over all packets in order of arrival: D = (R_i - R_i-1) - (S_i - S_i-1); J += (|D| - J)/16,
-  J_0 = 0. RTP timestamps become ns by the clock of the payload type. For types of unknown clock the arrival counts as
-  R_i-1, the timestamp, which stands still in telephone events (RFC 4733), does not.
+* jitter J (RFC 3550, 6.4.1) over all packets in order of arrival: D = (R_i - R_i-1) - (S_i - S_i-1),
+  J += (|D| - J)/16, J_0 = 0. RTP timestamps become ns by the clock of the payload type. For types of unknown clock the
+  arrival counts as R_i-1, the timestamp, which stands still in telephone events (RFC 4733), does not.
 * mean and maximum of J leave out packets with the marker bit, of comfort noise or right after it: there the talker
-  paused. In the mean such a packet stands for the mean so far. A leap of the sender's clock ends both. As tshark has it.
+  paused. In the mean such a packet stands for the mean so far. A leap of the sender's clock ends both. So in tshark.
 
-RTP is told by its header alone, so a stream counts only once two packets came in sequence (RFC 3550, A.1, MIN_SEQUENTIAL);
-then all its packets count, from the first. docs/probe-stream.md says more.
+RTP is told by its header alone, so a stream counts only once two packets came in sequence (RFC 3550, A.1,
+MIN_SEQUENTIAL); then all its packets count, from the first. docs/probe-stream.md says more.
 """
 
 import numpy as np
@@ -84,7 +84,7 @@ STATE = state_row(
     ("delay0", np.int64),  # first one-way delay
     ("ssrc", np.uint32),
     *((name, np.uint8) for name in ("kind", "accepted", "payload_type", "last_type")),
-    *((name, np.uint8) for name in ("clocked", "delayed", "leapt")),  # last_sent is set, delay0 is, sender's clock leapt
+    *((name, np.uint8) for name in ("clocked", "delayed", "leapt")),  # last_sent is set, delay0 is set, clock leapt
     ("open", WINDOW),
     ("closed", WINDOW),  # ended, not reported yet, for late packets
     ("total", WINDOW),  # all that was reported
@@ -137,7 +137,7 @@ EVENTS = (
 OPTIONS = (
     Option("interval", "10s", DURATION, "length of an interval", low=2 * GRACE_NS),
     Option("idle", "60s", DURATION, "silence after which a stream has ended", low=PROBATION_NS),
-    Option("dynamic_clock_hz", 0, COUNT, "RTP clock of payload types from 96 (Opus 48000, video 90000); 0: unknown, no jitter"),
+    Option("dynamic_clock_hz", 0, COUNT, "RTP clock of payload types from 96, such as 48000 for Opus; 0: no jitter"),
 )
 
 
@@ -429,7 +429,8 @@ def fill_interval(w, event, delay0):
     event.first_ns, event.last_ns = (w.first, w.last) if w.packets else (NO_TIME, NO_TIME)
     event.packets, event.received, event.expected = w.packets, w.received, w.expected
     event.lost, event.loss = w.expected - w.received, loss(w)
-    event.duplicates, event.reordered, event.discarded, event.restarts = w.duplicates, w.reordered, w.discarded, w.restarts
+    event.duplicates, event.reordered = w.duplicates, w.reordered
+    event.discarded, event.restarts = w.discarded, w.restarts
     known = w.arrivals > 0 and w.jitter_end != UNKNOWN
     event.jitter_ns = np.int64(w.jitter_end + 0.5) if known else NO_TIME
     event.jitter_max_ns = np.int64(w.jitter_max + 0.5) if known else NO_TIME

@@ -26,7 +26,6 @@ MAX_TIME_ns = (1 << 62) - (1 << 52)  # later times (2116) would overflow the sum
 TOO_LARGE = np.iinfo(np.int64).max  # correctionField of 0x7FFF FFFF FFFF FFFF; its negative's negative is out of range
 
 E2E, P2P = 0, 1
-MECHANISMS = ("e2e", "p2p")
 REASONS = (
     *("no_request", "no_response", "no_follow_up", "no_sync"),
     *("bad_timestamp", "correction_too_large", "negative_delay"),
@@ -84,8 +83,7 @@ def key(pkt, params):
 @njit
 def step(pkt, state, event, params):
     state.domain, state.sdo, state.clock = pkt.ptp_domain, pkt.ptp_sdo, pkt.clock
-    kind = pkt.ptp_type
-    code = 0
+    kind, code = pkt.ptp_type, 0
     if kind == SYNC:
         _sync(pkt, state, params)
     elif kind == FOLLOW_UP:
@@ -96,8 +94,7 @@ def step(pkt, state, event, params):
         code = _delay_resp(pkt, state, event, params)
     else:
         code = _pdelay_resp(pkt, state, event, params)
-    _skip_done(state)
-    if code == 0 and state.tail < state.head and pkt.clock >= _next_due(state, params):
+    if code == 0 and pkt.clock >= _next_due(state, params):
         code = _expire(event, state, params)  # deadlines that came together are ticked one at a time
     state.due = _next_due(state, params)
     return code
@@ -171,8 +168,7 @@ def _partner(pkt, state, have, params):
 @njit
 def _sync(pkt, state, params):
     two_step = pkt.ptp_flags & TWO_STEP_FLAG != 0
-    awaited = HAVE_FOLLOW_UP if two_step else 255  # a one-step Sync has no partner
-    sync = _partner(pkt, state, awaited, params)
+    sync = _partner(pkt, state, HAVE_FOLLOW_UP if two_step else 255, params)  # a one-step Sync has no partner
     sync.packet, sync.ts, sync.correction = pkt.seq, _capture_time(pkt), pkt.ptp_correction
     if not two_step:
         sync.t1 = pkt.ptp_time
@@ -249,8 +245,7 @@ def _open_request(pkt, request, mechanism):
 def _clear_response(request):
     request.responder, request.responder_port, request.response_pair = 0, 0, 0
     request.response_ts = request.response_time = request.follow_up_time = NO_TIME
-    request.response_correction = request.follow_up_correction = 0
-    request.response = request.follow_up = 0
+    request.response_correction = request.follow_up_correction = request.response = request.follow_up = 0
 
 
 @njit
@@ -456,7 +451,7 @@ def _half(sum_ns, a, b, c):
 
 
 WHO = (
-    Field("mechanism", np.uint8, "delay mechanism", MECHANISMS),
+    Field("mechanism", np.uint8, "delay mechanism", ("e2e", "p2p")),
     Field("domain", np.uint8, "domainNumber"),
     Field("sdo", np.uint16, "sdoId: majorSdoId * 256 + minorSdoId"),
     Field("master_clock", np.uint64, "clockIdentity of the master (p2p: of the responder), 0 if unknown", "hex"),

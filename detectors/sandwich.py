@@ -1,9 +1,9 @@
 """Sandwich: how much the gap between two small probes grew on the way, because a large one was queued between them.
 
 A sender emits P1, d later P2 (large) and P3 (small) back to back; P1 and P3 go to receiver R1, P2 to R1 with TTL j (it
-dies at the j-th router) or to R2. At a tap near R1, gap = (arrival of P3 - arrival of P1) - d, with one clock. The format
-is docs/probe-format.md, the method "NetScan" of QoEScope ("Adaptive IP Service Management for Heterogeneous Enterprise
-Networks").
+dies at the j-th router) or to R2. At a tap near R1, gap = (arrival of P3 - arrival of P1) - d, with one clock. The
+format is docs/probe-format.md, the method NetScan of QoEScope ("Adaptive IP Service Management for Heterogeneous
+Enterprise Networks").
 
 Members are told by (session, round, j), not by addresses: P2 may go elsewhere. Each sandwich gives one event, `timeout`
 after its first member: until then a copy, a late P2 or a P1 behind its P3 may still spoil it. Nothing is guessed: a gap
@@ -56,7 +56,7 @@ ARRIVALS = (
 EVENTS = (
     EventType(
         "sandwich.gap",
-        (*WHOSE, Field("gap_ns", np.int64, "(p3_ns - p1_ns) - d_ns, negative where the probes moved closer"), *ARRIVALS),
+        (*WHOSE, Field("gap_ns", np.int64, "(p3_ns - p1_ns) - d_ns, negative where they came closer"), *ARRIVALS),
         "A sandwich whose P1 and P3 arrived in order",
     ),
     EventType(

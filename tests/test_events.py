@@ -48,7 +48,11 @@ def detector(name, *types):
 
 
 DETECTORS = (
-    detector("alpha", EventType("alpha.numbers", NUMBERS, "numbers"), EventType("alpha.mixed", NUMBERS[4:] + OTHERS[:2], "some")),
+    detector(
+        "alpha",
+        EventType("alpha.numbers", NUMBERS, "numbers"),
+        EventType("alpha.mixed", NUMBERS[4:] + OTHERS[:2], "some"),
+    ),
     detector("beta", EventType("beta.others", OTHERS, "the other forms")),
     detector("gamma", EventType("gamma.bare", (), "nothing of its own")),
 )
@@ -88,7 +92,10 @@ def some_addresses(made, rng):
 
 def awkward(made, name, rng):
     kind = made.dtype[name]
-    edge = {"f": [0.0, -0.0, 1.5, -2.0, np.nan, np.inf, -1e-9, 0.9999999, 1e15, 123456.789, 1e30, -3e18], "i": [0, -1, 9, 10, 99, 100]}
+    edge = {
+        "f": [0.0, -0.0, 1.5, -2.0, np.nan, np.inf, -1e-9, 0.9999999, 1e15, 123456.789, 1e30, -3e18],
+        "i": [0, -1, 9, 10, 99, 100],
+    }
     values = np.array(edge.get(kind.kind, [0, 1, 2, 9, 10, 99]), kind)
     if kind.kind != "f":
         info = np.iinfo(kind)
@@ -210,7 +217,14 @@ VECTORS = [
     (1, "10.0.0.1", "10.0.0.2", 11, 0, "1:YHxtAirCG//0OzkcVAukqKQN9xM="),
     (6, "128.232.110.120", "66.35.250.204", 34855, 80, "1:LQU9qZlK+B5F3KDmev6m5PMibrg="),
     (6, "66.35.250.204", "128.232.110.120", 80, 34855, "1:LQU9qZlK+B5F3KDmev6m5PMibrg="),
-    (6, "2001:470:e5bf:dead:4957:2174:e82c:4887", "2607:f8b0:400c:c03::1a", 63943, 25, "1:/qFaeAR+gFe1KYjMzVDsMv+wgU4="),
+    (
+        6,
+        "2001:470:e5bf:dead:4957:2174:e82c:4887",
+        "2607:f8b0:400c:c03::1a",
+        63943,
+        25,
+        "1:/qFaeAR+gFe1KYjMzVDsMv+wgU4=",
+    ),
     (17, "8.8.8.8", "192.168.1.52", 53, 54585, "1:d/FP5EW3wiY1vCndhwleRRKHowQ="),
     (132, "192.168.170.8", "192.168.170.56", 7, 7, "1:MP2EtRCAUIZvTw6MxJHLV7N7JDs="),
     (46, "10.1.12.2", "10.1.12.1", 5, 9, "1:KHlLkgoJW7ifUTyTSgyVfkFHzKw="),

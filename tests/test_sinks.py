@@ -27,7 +27,11 @@ FLOW = (
     Field("bytes_toclient", np.int64, "bytes"),
     Field("lost", np.uint8, "a flag", "bool"),
 )
-LINK = (Field("rtt_ms", np.float64, "ms", "float"), Field("clock", np.uint64, "id", "hex"), Field("why", np.uint8, "", ("a", "b")))
+LINK = (
+    Field("rtt_ms", np.float64, "ms", "float"),
+    Field("clock", np.uint64, "id", "hex"),
+    Field("why", np.uint8, "", ("a", "b")),
+)
 
 
 def detector(name, *types):
@@ -172,7 +176,10 @@ def test_an_output_is_told_by_its_suffix_or_name(spec, want):
     assert sink_name(spec) == want
 
 
-@pytest.mark.parametrize(("spec", "hint"), [("out.jsnl", "did you mean .jsonl?"), ("nul", "did you mean null?"), ("out.txt", "jsonl:out.txt")])
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [("out.jsnl", "did you mean .jsonl,"), ("nul", "did you mean null,"), ("out.txt", "jsonl:out.txt")],
+)
 def test_an_unknown_output_names_the_nearest(spec, hint):
     with pytest.raises(SinkError, match="no output is called") as error:
         open_sink(spec, DETECTORS)
@@ -316,7 +323,7 @@ def test_a_full_queue_drops_or_waits():
 
     slow = Slow()
     queued = Queued(slow, limit_events=10)
-    writer = threading.Thread(target=lambda: [queued.write(batch(5, seed)) for seed in range(4)])
+    writer = threading.Thread(target=lambda: [queued.write(batch(5, seed)) for seed in range(4)], daemon=True)
     writer.start()
     writer.join(0.2)
     assert writer.is_alive()

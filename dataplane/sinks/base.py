@@ -27,8 +27,9 @@ def sink_error(path, error):
     """The SinkError that says what an OSError on `path` means."""
     if isinstance(error, BrokenPipeError):
         return ReaderGone(f"nobody reads {path} any more")
+    what = os.strerror(error.errno) if error.errno else str(error)
     advice = ADVICE.get(error.errno)
-    return SinkError(f"cannot write {path}: {error.strerror or error}" + (f"; {advice}" if advice else ""))
+    return SinkError(f"cannot write {path}: {what}" + (f"; {advice}" if advice else ""))
 
 
 class Sink:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dataplane import render as r
 from dataplane.events import COMMON, PROTOCOL_NAMES, SCHEMA_VERSION, Renderer, one_value, own_columns
+from dataplane.flowid import ICMP, ICMPV6, SCTP, TCP, UDP
 from dataplane.records import EVENT, NO_TIME
 from dataplane.sinks.base import Sink, SinkError, sink_error
 
@@ -71,7 +72,7 @@ def present(group, column):
     if column.need == r.NONZERO:
         return head[column.source] != 0
     ports = (head["sport"] != 0) | (head["dport"] != 0) | (column.need != r.PORTS)
-    protocols = {r.PORTS: (r.TCP, r.UDP, r.SCTP), r.ICMP_MESSAGE: (r.ICMP, r.ICMPV6), r.IP: range(256)}[column.need]
+    protocols = {r.PORTS: (TCP, UDP, SCTP), r.ICMP_MESSAGE: (ICMP, ICMPV6), r.IP: range(256)}[column.need]
     return ports & (head["ip_version"] != 0) & np.isin(head["proto"], list(protocols))
 
 
@@ -156,10 +157,11 @@ class Parquet(Sink):
         """agent_id, pcap_file and pcap_cnt."""
         if column.form == r.AGENT:
             return category(np.zeros(len(group.at)), [self.latest.agent_id], np.ones(len(group.at), bool))
-        first = np.array([seq for seq, _ in self.latest.files], np.int64)
+        files = tuple(self.latest.files)  # the engine appends to it
+        first = np.array([seq for seq, _ in files], np.int64)
         file = np.searchsorted(first, group.head["seq"], side="right") - 1
         if column.form == r.FILE:
-            return category(file, [str(path) for _, path in self.latest.files], file >= 0)
+            return category(file, [str(path) for _, path in files], file >= 0)
         count = group.head["seq"] - (first[file] if len(first) else 0) + 1
         return typed(count, r.COUNT, pa.int64(), file >= 0)
 
@@ -184,7 +186,9 @@ class Parquet(Sink):
             self.renderers[key] = Renderer((detector,), one_value(column))
         renderer = self.renderers[key]
         renderer.name_origins(self.latest)
-        lines = np.zeros((int(valid.sum()), r.LINE_COLUMNS), np.int64)  # the first program of its type: all are the same
+        lines = np.zeros(
+            (int(valid.sum()), r.LINE_COLUMNS), np.int64
+        )  # the first program of its type: all are the same
         lines[:, r.ROW] = group.at[valid]
         ends, texts, size = [np.zeros(1, np.int64)], [], 0
         for text, stops in renderer.texts(group.words, lines):

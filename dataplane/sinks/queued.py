@@ -42,9 +42,9 @@ class Queued:
         """Take a copy of Events. Raises what the sink has failed with since."""
         count = len(events.order)
         with self.change:
-            self.made += count
             while not self.drop and self.error is None and self._full(count):
                 self.change.wait()
+            self.made += count
             if self.error is not None or self._full(count):
                 self.lost += count
                 return self._check()

@@ -34,7 +34,9 @@ class Kept:
 
     def title(self):
         which = f"{len(self.rows)} largest" if self.sizes else f"latest {len(self.rows)}"
-        return f"{self.event_type.name}: {which} of {self.count}" if len(self.rows) < self.count else self.event_type.name
+        return (
+            f"{self.event_type.name}: {which} of {self.count}" if len(self.rows) < self.count else self.event_type.name
+        )
 
 
 def readable(name, value):
@@ -74,7 +76,7 @@ class Table(Sink):
 
     def put(self, events):
         for index, (detector, rows) in enumerate(events.parts):
-            chosen = rows[events.order[events.order[:, 0] == index, 1]]
+            chosen = rows[events.order[events.order[:, 0] == index, 1]].view(np.recarray)
             for code in np.unique(chosen["code"]):
                 self.kept[detector.name, int(code)].add(chosen[chosen["code"] == code])
         self.latest = events._replace(parts=[], order=None)

@@ -1,4 +1,4 @@
-"""The slow twin of detectors/iqn.py, and the scorer of its stalls against ground truth. Plain Python, whole lists at once.
+"""The slow twin of detectors/iqn.py, and the scorer of its stalls against ground truth. Plain Python, whole lists.
 
 Run as a script it prints the table of docs/iqn.md:  python -m tests.naive.iqn FOLDER  (with news/ and example/ in it)
 """
@@ -62,7 +62,7 @@ def trailing(arrivals, n=4, w_s=3 * P_NS // 2, w_e=4 * P_NS):
 
 
 def corrected(stall, arrivals, p=P_NS, w_s=3 * P_NS // 2):
-    """The default estimate: each gap up to w_s was stalled, so was p around the sightings, half of it before the first."""
+    """The default estimate: each gap up to w_s was stalled, and p around the sightings, half of it before."""
     inside = arrivals[bisect_left(arrivals, stall.start) : bisect_left(arrivals, stall.end) + 1]
     covered = sum(min(b - a, w_s) for a, b in pairwise(inside))
     start = stall.start - p // 2

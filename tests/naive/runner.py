@@ -1,8 +1,8 @@
 """The slow twin of the real runner: one detector over PACKET rows, from the definition. Knows no table, wheel or batch.
 
-States live in a dict. Before a packet is stepped, every state whose deadline, rounded up to a multiple of `WHEEL_NS`, is
-not after the packet's clock is ticked, earliest multiple first, then in the order in which the states were born. At the end
-of the input each state left is ticked once with END, in order of birth.
+States live in a dict. Before a packet is stepped, every state whose deadline, rounded up to a multiple of `WHEEL_NS`,
+is not after the packet's clock is ticked, earliest multiple first, then in the order in which the states were born. At
+the end of the input each state left is ticked once with END, in order of birth.
 
     events = drive(DETECTOR, params(DETECTOR, n=4), packets(dict(ts=0, hash=7, proto=17, sport=443)))
 """
@@ -66,17 +66,16 @@ def packets(*fields):
     return made
 
 
-def drive(detector, params, packets, buf=None, end=True):
-    """Events (rows of `detector.event`) in the order of delivery.
+def drive(detector, params, packets):
+    """Events (rows of `detector.event`, without addresses) in the order of delivery, the input's end included.
 
-    `packets` are PACKET rows of the detector's kind. With `buf` (the frames' bytes) events carry addresses. Without `end` the
-    input is taken to go on after the last packet.
+    `packets` are PACKET rows of the detector's kind.
     """
-    run = Run(detector, params, packets, buf)
+    run = Run(detector, params, packets)
     for i, clock in enumerate(packets.clock):
         run.expire(int(clock))
         run.packet(i)
-    if end and len(packets):
+    if len(packets):
         run.finish(int(packets.clock[-1]))
     return sorted(run.events, key=delivery)
 
@@ -86,7 +85,7 @@ def delivery(event):
     return int(event.order), int(event.by_packet), int(event.cause)
 
 
-# Compiled, a PACKET row cannot be handed over alone (its fields overlap), so rows are taken out of arrays in jitted code.
+# Compiled, a PACKET row cannot be handed over alone (its fields overlap): jitted code takes rows out of arrays.
 @njit
 def call_key(key, pkts, i, params):
     return key(pkts[i], params)
@@ -105,9 +104,8 @@ def call_tick(tick, states, clock, reason, events, params):
 class Run:
     """States of one detector: key -> (array of one state row, row of ends)."""
 
-    def __init__(self, detector, params, packets, buf):
-        self.detector, self.params = detector, params
-        self.packets, self.buf = packets, buf
+    def __init__(self, detector, params, packets):
+        self.detector, self.params, self.packets = detector, params, packets
         self.states, self.events = {}, []
 
     def packet(self, i):
@@ -116,7 +114,7 @@ class Run:
         if key == 0:
             return
         if key not in self.states:
-            self.states[key] = self.fresh(pkt), ends_of(pkt, self.buf)
+            self.states[key] = self.fresh(pkt), ends_of(pkt)
         states, ends = self.states[key]
         events = self.event(ends, ts=pkt.ts, order=pkt.clock, seq=pkt.seq, cause=pkt.seq, by_packet=1)
         code = call_step(self.detector.step, self.packets, i, states, events, self.params)
@@ -176,12 +174,6 @@ def wheel_ns(due):
     return -(-int(due) // WHEEL_NS) * WHEEL_NS
 
 
-def ends_of(pkt, buf):
-    """Both ends as `pkt` has them: {name of ENDS: value}."""
-    ends = {name: pkt[name] for name in PORTS_AND_LABELS}
-    size = {4: 4, 6: 16}.get(int(pkt.ip_version), 0)
-    if buf is not None and size:
-        at = int(pkt.addr)
-        for name, start in (("src", at), ("dst", at + size)):
-            ends[name] = np.resize(np.append(buf[start : start + size], np.zeros(16 - size, np.uint8)), 16)
-    return ends
+def ends_of(pkt):
+    """Both ends as `pkt` has them, without addresses: {name of ENDS: value}."""
+    return {name: pkt[name] for name in PORTS_AND_LABELS}

@@ -24,7 +24,7 @@ def judge(key, group):
     arrivals = {role: [int(p.ts) for p in group if p.probe_role == role] for role in (P1, P2, P3)}
     p1, p2, p3 = (times[0] if times else None for times in arrivals.values())
     d_ns = int(group[0].probe_d)
-    event = dict(zip(("session", "round", "ttl_index"), key), d_ns=d_ns, p1_ns=p1, p2_ns=p2, p3_ns=p3)
+    event = dict(zip(("session", "round", "ttl_index"), key, strict=True), d_ns=d_ns, p1_ns=p1, p2_ns=p2, p3_ns=p3)
     event["duplicates"] = sum(len(times) - 1 for times in arrivals.values() if times)
     reason = why_not(p1, p2, p3, d_ns, group)
     if reason:

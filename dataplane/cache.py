@@ -13,6 +13,7 @@ from pathlib import Path
 
 KEPT_FOLDERS = 3
 PREFIX = "kernels-"
+TEMPORARY_PREFIX = "qoetap-kernels-"
 OTHERS_MAY_WRITE = 0o022  # mode bits
 
 
@@ -67,7 +68,7 @@ def temporary():
     import shutil
     import tempfile
 
-    folder = tempfile.mkdtemp(prefix="qoetap-kernels-")
+    folder = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

@@ -74,7 +74,7 @@ COMMON = (
     Column("event_type", r.TEXT, "", r.ALWAYS, "string", "detector.what"),
     Column("schema_version", r.TEXT, "", r.ALWAYS, "string", "version of this schema; its major number tells breaks"),
     Column("agent_id", r.AGENT, "", r.ALWAYS, "string", "who saw it"),
-    Column("flow_id", r.FLOW_ID, "", r.IP, "string", "flow, same in both directions: first 8 bytes of community_id's SHA-1",
+    Column("flow_id", r.FLOW_ID, "", r.IP, "string", "flow, the same both ways: first 8 bytes of community_id's SHA-1",
            pattern="^[0-9a-f]{16}$"),
     Column("community_id", r.COMMUNITY_ID, "", r.IP, "string", "Community ID version 1 with seed 0",
            pattern="^1:[0-9A-Za-z+/]{27}=$"),

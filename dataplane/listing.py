@@ -108,7 +108,8 @@ def gather(frame, pkt, number, values):
     if protocol < 2 or pkt.reason != SHORT_TRANSPORT:
         values[B] = pkt.dport
     if protocol == 0:
-        values[UDP_LEN] = np.int64(pkt.payload_len) + 8
+        length = np.int64(pkt.payload_len) + 8
+        values[UDP_LEN] = length if length <= 0xFFFF else 0  # a jumbogram's field is 0 (RFC 2675, 4)
 
 
 @njit

@@ -11,6 +11,7 @@ import numpy as np
 
 JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
+LINE_BYTES = 64  # a cache line
 NO_TIME = np.iinfo(np.int64).min  # a frame without a timestamp
 NEVER = np.iinfo(np.int64).max  # a deadline that does not come
 
@@ -177,9 +178,12 @@ def _as_rows(value):
 
 
 def rows(dtype, count):
-    """`count` zeroed rows of `dtype`: the one allocator of row arrays.
+    """`count` zeroed rows of `dtype`, from the start of a cache line: the one allocator of row arrays.
 
     Attribute access to a row works compiled and, through Row, interpreted too. Pages are taken on first use.
     """
-    array = np.zeros(int(count), dtype=dtype)
+    size = int(count) * dtype.itemsize
+    room = np.zeros(size + LINE_BYTES, np.uint8)
+    first = -room.ctypes.data % LINE_BYTES
+    array = room[first : first + size].view(dtype)
     return array.view(np.recarray) if JIT else _as_rows(array)

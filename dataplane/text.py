@@ -1,7 +1,7 @@
 """Numbers, times and addresses as text, written into a byte buffer by jitted code.
 
-Knows no event: values come as numbers, or as 64-bit little-endian words that hold an event row. Each `put_` writes at `at`
-and returns the position after what it wrote; the caller has made sure that there is room.
+Knows no event: values come as numbers, or as 64-bit little-endian words that hold rows. Each `put_` writes at `at` and
+returns the position after what it wrote; the caller has made sure that there is room.
 """
 
 import numpy as np

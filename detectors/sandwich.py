@@ -156,14 +156,4 @@ def tick(state, clock, reason, event, params):
     return INCOMPLETE_EVENT
 
 
-DETECTOR = Detector(
-    name="sandwich",
-    kind=SANDWICH,
-    state=STATE,
-    event=event_row(*EVENTS),
-    events=EVENTS,
-    options=OPTIONS,
-    key=key,
-    step=step,
-    tick=tick,
-)
+DETECTOR = Detector("sandwich", SANDWICH, STATE, event_row(*EVENTS), EVENTS, OPTIONS, key, step, tick, capacity=16384)

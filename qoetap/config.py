@@ -9,6 +9,7 @@ import hashlib
 import os
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
@@ -260,7 +261,7 @@ def root_secret(seed):
 def build_params(detector, section, root=b""):
     """The params rows (1,) of a detector: a field for each option, and `secret`. ConfigError from its own checks."""
     fields = [(o.name, FIELD_TYPES[o.kind]) for o in detector.options]
-    params = rows([("secret", "u8"), *fields], 1)
+    params = rows(np.dtype([("secret", "u8"), *fields], align=True), 1)
     params["secret"] = int.from_bytes(derive(root, detector.name.encode())[:8], "little")
     for o in detector.options:
         value = getattr(section, o.name)

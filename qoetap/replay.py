@@ -116,12 +116,17 @@ class Run:
         blocks.close()
 
 
+def most_bytes(settings, known):
+    """Memory that all tables and event buffers may come to use."""
+    running = config.chosen(settings, known)
+    return sum(runner_bytes(d, getattr(settings.detectors, n).capacity, settings.workers) for n, d in running.items())
+
+
 def announce(settings, known):
     """Say what will run, the memory it may take, and whether its kernels must be compiled first."""
     running = config.chosen(settings, known)
-    most = sum(runner_bytes(d, getattr(settings.detectors, n).capacity, settings.workers) for n, d in running.items())
     count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
-    say(f"{len(running)} detectors, tables up to {most / MIB:.0f} MiB, {count}")
+    say(f"{len(running)} detectors, tables up to {most_bytes(settings, known) / MIB:.0f} MiB, {count}")
     missing = cold(["batch.fill", *(f"loop.run_{name}" for name in running)]) if JIT else []
     if missing:
         seconds = sum(COMPILE_SECONDS.get(name, LOOP_SECONDS) for name in missing)

@@ -19,6 +19,7 @@ from dataplane.events import (
     own_columns,
 )
 from dataplane.records import JIT, NO_TIME, rows
+from detectors import load_all
 from detectors.base import Detector, EventType, Field, event_row
 from tests.naive import events as naive
 
@@ -243,7 +244,8 @@ def test_a_line_byte_for_byte():
     made = one(17, "10.0.0.1", "2.3.4.250", 443, 65535)._replace(files=[(0, "a.pcap")])
     assert rendered(made, json_lines) == (
         b'{"timestamp":"2024-02-29T23:59:59.123456789Z","ts_ns":1709251199123456789,"event_type":"gamma.bare",'
-        b'"schema_version":"1.0","agent_id":"a","flow_id":"9b707a0aeb0354cd","community_id":"1:m3B6CusDVM2kPzu+YVkT0PtzOw4=",'
+        b'"schema_version":"1.0","agent_id":"a","flow_id":"9b707a0aeb0354cd",'
+        b'"community_id":"1:m3B6CusDVM2kPzu+YVkT0PtzOw4=",'
         b'"src_ip":"10.0.0.1","src_port":443,"dest_ip":"2.3.4.250","dest_port":65535,"proto":"UDP",'
         b'"pcap_file":"a.pcap","pcap_cnt":1,"gamma":{}}\n'
     )
@@ -273,6 +275,14 @@ def test_files_that_open_later_are_known():
 
 def test_no_events_give_no_text():
     assert rendered(one(6, "1.2.3.4", "5.6.7.8", 1, 2)._replace(order=np.zeros((0, 2), np.int64)), json_lines) == b""
+
+
+def test_every_detector_has_templates_and_a_schema():
+    detectors = tuple(load_all().values())
+    jsonschema.Draft202012Validator.check_schema(json_schema(detectors))
+    for layout in (json_lines, csv_lines):
+        assert Renderer(detectors, layout).starts.keys() == {d.name for d in detectors}
+    assert len(csv_header(detectors).split(b",")) == len(COMMON) + sum(len(own_columns(d)) for d in detectors)
 
 
 def test_a_form_that_does_not_fit_its_type_is_named():

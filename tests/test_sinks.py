@@ -154,6 +154,8 @@ def test_table_counts_and_shows_the_largest(capsys):
     assert "link.rtt: latest 5 of 150" in out
     assert "a round trip" in out
     assert "duration=1.500ms" in out
+    assert "lost=True" in out
+    assert "lost=False" not in out
 
 
 def test_table_without_events_is_empty(capsys):
@@ -369,7 +371,9 @@ def test_head_ends_a_pipe_quietly():
         "except ReaderGone: sys.exit(0)\n"
     )
     root = Path(__file__).resolve().parent.parent
-    run = subprocess.run(f"{sys.executable} -c \"$CODE\" | head -n 2", shell=True, cwd=root, env=os.environ | {"CODE": code},
-                         capture_output=True, timeout=120)  # fmt: skip
+    command = f'{sys.executable} -c "$CODE" | head -n 2'
+    run = subprocess.run(
+        command, shell=True, cwd=root, env=os.environ | {"CODE": code}, capture_output=True, timeout=120
+    )
     assert run.stderr == b""
     assert run.stdout.splitlines() == text_of(batch(50)).splitlines()[:2]

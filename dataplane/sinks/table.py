@@ -11,6 +11,7 @@ from dataplane.events import Events, Renderer, json_lines
 from dataplane.sinks.base import Sink, sink_error
 
 LARGEST, LATEST = 10, 5  # rows shown of a type that counts bytes, and of another
+ZEROS = ("0", "0.0", "0/0", "False", "0" * 16, "0.000ms")  # left out, so that the rest is seen
 EPOCH_NS = 10**17  # a field in ns beyond this is a time, not a duration
 WIDTH_COLUMNS = 160  # where the output is no terminal
 
@@ -49,14 +50,14 @@ def readable(name, value):
 
 
 def details(fields):
-    """Fields as `name=value`; the two directions of one thing as `name=toserver/toclient`."""
+    """Fields as `name=value`, without zeros; the two directions of one thing as `name=toserver/toclient`."""
     shown = dict(readable(name, value) for name, value in fields.items() if value is not None)
     for name in [n for n in shown if n.endswith("_toserver")]:
         base = name.removesuffix("_toserver")
         if f"{base}_toclient" in shown:
             both = f"{shown[name]}/{shown.pop(f'{base}_toclient')}"
             shown = {(base if n == name else n): (both if n == name else v) for n, v in shown.items()}
-    return "  ".join(f"{name}={value}" for name, value in shown.items())
+    return "  ".join(f"{name}={value}" for name, value in shown.items() if value not in ZEROS)
 
 
 def end_of(event, side):

@@ -11,7 +11,7 @@ from dataplane.kernels import Kernel
 from dataplane.memory import memory
 from dataplane.records import IP, KINDS, NO_TIME, PACKET, QUIC, TIME_NONE, TIME_RANGE, rows
 
-BATCH_ROWS = 4096  # rows stay in the second-level cache between decode and the detectors
+BATCH_ROWS = 16384  # a compromise: rows of 4096 stay in the second-level cache, calls from Python weigh less at 16384
 
 # The capture clock survives damaged timestamps: a step forward counts at most this much, a step back beyond the other
 # limit is taken as a new time base. Steps back within the limit leave the clock where it is.
@@ -40,9 +40,18 @@ def new_clock():
 @njit(forceinline=True)
 def advance(clock, frame):
     """Move the capture clock by one frame and note it there. Never backwards, never by years."""
+    step = frame.ts - clock.last
+    if frame.flags == 0 and 0 <= step <= FORWARD_MAX_NS and clock.shift == 0 and clock.now == clock.last:
+        clock.now = clock.last = frame.ts  # the usual case: in order, on the first time base
+    else:
+        advance_oddly(clock, frame)
+    frame.clock = clock.now if clock.now != NO_TIME else 0
+
+
+@njit
+def advance_oddly(clock, frame):
     if frame.flags & (TIME_NONE | TIME_RANGE):
         clock.timeless += 1
-        frame.clock = clock.now if clock.now != NO_TIME else 0
         return
     if clock.now == NO_TIME:
         clock.now = clock.last = frame.ts
@@ -59,10 +68,9 @@ def advance(clock, frame):
         clock.shift = clock.now - frame.ts
     elif step > 0:
         clock.now += step
-    frame.clock = clock.now
 
 
-@njit(forceinline=True)
+@njit
 def wide_step(ts, base, now):
     """ts + base - now without overflow for what matters: its sign and size up to the limits."""
     far = float(ts) + float(base) - float(now)
@@ -79,7 +87,7 @@ def set_clock(frames, clock):
     state = clock[0]
     for i in range(frames.size):
         advance(state, frames[i])
-    return state.now
+    return state.now if state.now != NO_TIME else 0
 
 
 @njit(nogil=True, cache=True)

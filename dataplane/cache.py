@@ -1,7 +1,7 @@
 """Where compiled kernels are kept: a private folder named by a hash of all they are made from.
 
-numba does not notice that an imported kernel changed, and its files are pickles: so each state of the sources has a folder
-of its own, and a folder that somebody else could have written to is never used.
+numba does not notice that an imported kernel changed, and its files are pickles: so each state of the sources has a
+folder of its own, and a folder that somebody else could have written to is never used.
 """
 
 import atexit
@@ -37,9 +37,9 @@ def use_kernel_cache():
 
 
 def sources_hash():
-    """Hash of every source of dataplane and detectors, the versions of numba, numpy and Python, and bounds checks."""
+    """Hash of every source of dataplane and detectors and where they are, of versions, and of bounds checks."""
     here = Path(__file__).parent
-    found = hashlib.sha256(f"{sys.version} {os.environ.get('NUMBA_BOUNDSCHECK', '')}".encode())
+    found = hashlib.sha256(f"{here} {sys.version} {os.environ.get('NUMBA_BOUNDSCHECK', '')}".encode())
     files = [path for package in (here, here.parent / "detectors") for path in sorted(package.rglob("*.py"))]
     for name, version in (("numba", "_version.py"), ("numpy", "version.py")):
         spec = find_spec(name)
@@ -71,6 +71,11 @@ def temporary():
     folder = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def is_temporary():
+    """True if what is compiled is lost when the process ends."""
+    return os.path.basename(os.environ["NUMBA_CACHE_DIR"]).startswith(TEMPORARY_PREFIX)
 
 
 def cold(functions):

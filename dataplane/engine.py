@@ -14,6 +14,7 @@ from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
 from dataplane.events import Events
 from dataplane.kernels import Kernel
 from dataplane.ledger import Ledger
+from dataplane.records import rows
 from dataplane.runner import FINISH_STATES, make_runners
 
 GROUP_BATCHES = 8  # blocks a worker has in hand at a time, when there are several workers
@@ -98,7 +99,7 @@ class Engine:
 
     def deliver(self):
         """Sort the pending events into delivery order and write them to the sink."""
-        parts = [(d, np.concatenate(arrays)) for d, arrays in zip(self.detectors, self.pending, strict=True) if arrays]
+        parts = [(d, joined(arrays)) for d, arrays in zip(self.detectors, self.pending, strict=True) if arrays]
         self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, self.seen
         if not parts:
             return
@@ -140,6 +141,17 @@ class Engine:
         now = time.perf_counter()
         self.seconds[stage] += now - since
         return now
+
+
+def joined(arrays):
+    """Row arrays of one dtype as one. np.concatenate compares dtypes field by field, which costs more than the copying."""
+    if len(arrays) == 1:
+        return arrays[0]
+    whole, at = rows(arrays[0].dtype, sum(map(len, arrays))), 0
+    for array in arrays:
+        whole[at : at + len(array)].view(np.uint8)[:] = array.view(np.uint8)
+        at += len(array)
+    return whole
 
 
 def delivery_order(parts):

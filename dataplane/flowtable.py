@@ -213,9 +213,9 @@ def low_word(tick):
 
 
 @njit(forceinline=True)
-def ticks_left(control, state):
-    """Ticks until the one under which the state is listed."""
-    return low_word(np.int64(state.scheduled) - low_word(control.now))
+def nearer(state):
+    """Whether the deadline has moved before the tick under which the state is listed."""
+    return low_word((state.due >> TICK_BITS) - np.int64(state.scheduled)) < -1
 
 
 @njit(forceinline=True)

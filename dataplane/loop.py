@@ -16,16 +16,16 @@ from dataplane.flowtable import (
     find,
     give_back,
     home_of,
+    nearer,
     places,
     take,
     tick_of,
-    ticks_left,
     victim,
     worker_of,
     write_head,
 )
 from dataplane.memory import memory, prefetch, word
-from dataplane.records import NEVER
+from dataplane.records import HEAD, IP, LINE_BYTES, NEVER
 from detectors.base import DUE, EMERGENCY, END, FORGET
 
 DETECTOR: object  # set by runner.bind before this file is executed
@@ -34,6 +34,9 @@ key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
 STATE_BYTES, PACKET_ENDS = DETECTOR.state.itemsize, DETECTOR.packet_ends
 
 AHEAD_PACKETS = 12  # how far ahead the table's lines are asked for
+FETCH_MAX_BYTES = 4 * LINE_BYTES  # of a state
+SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
+HEAD_BYTES = HEAD.itemsize
 ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
 
 # `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events made,
@@ -44,6 +47,18 @@ def named(function):
     """Jitted, under a name of the detector's own: numba files its code by it."""
     function.__qualname__ = f"{function.__name__}_{TAG}"
     return njit(nogil=True, cache=True)(function)
+
+
+@njit(forceinline=True)
+def fetch(at, states, heads, slot):
+    """Ask for the lines that a packet's state will be read from; where states come and go, those that this takes too."""
+    prefetch(at.keys, slot, 8, 0)
+    for line in range(0, min(STATE_BYTES, FETCH_MAX_BYTES), LINE_BYTES):
+        prefetch(states, slot, STATE_BYTES, line)
+    if SHORT_LIVED:
+        prefetch(heads, slot, HEAD_BYTES, 0)
+        prefetch(at.after, slot, 8, 0)
+        prefetch(at.before, slot, 8, 0)
 
 
 @njit(forceinline=True)
@@ -148,7 +163,7 @@ def settle(at, control, state, slot, clock, fresh):
         state.due = clock + 1
     if fresh:
         enlist(at, control, state, slot)
-    elif tick_of(state.due) - control.now < ticks_left(control, state):
+    elif nearer(state):
         delist(at, slot)
         enlist(at, control, state, slot)
 
@@ -160,16 +175,14 @@ def run(buf, packets, index, count, clock, table, events, params, turns):
     (done, events made): done is False when `events` is full; take them and call again.
     """
     turn, control, p = turns[0], table.control[0], params[0]
-    at, mem, states = places(table), memory(buf), memory(table.dues)
+    at, mem, states, heads = places(table), memory(buf), memory(table.dues), memory(table.heads)
     turn.made = 0
     for i in range(turn.position, count):
         turn.position = i
         if turn.made >= turn.room:
             return False, turn.made
         if i + AHEAD_PACKETS < count:
-            ahead = home_of(control, key(packets[index[i + AHEAD_PACKETS]], p))
-            prefetch(at.keys, ahead, 8)
-            prefetch(states, ahead, STATE_BYTES)
+            fetch(at, states, heads, home_of(control, key(packets[index[i + AHEAD_PACKETS]], p)))
         pkt = packets[index[i]]
         k = key(pkt, p)
         if k == np.uint64(0) or worker_of(control, k, turn.workers) != turn.worker:

@@ -67,21 +67,22 @@ def _word():
 
 
 def _prefetch():
-    """Intrinsic: llvm.prefetch of row `index` of `size` bytes at `base`, for writing."""
+    """Intrinsic: llvm.prefetch of byte `within` of row `index` of `size` bytes at `base`, for writing."""
 
     @intrinsic
-    def prefetch(typing_context, base, index, size):
+    def prefetch(typing_context, base, index, size, within):
         def generate(context, builder, signature, args):
             from llvmlite import ir
 
             one, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
             kind = ir.FunctionType(ir.VoidType(), [pointer, one, one, one])
             function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-            at = builder.inttoptr(builder.add(args[0], builder.mul(args[1], args[2])), pointer)
+            address = builder.add(builder.add(args[0], args[3]), builder.mul(args[1], args[2]))
+            at = builder.inttoptr(address, pointer)
             builder.call(function, [at, one(1), one(3), one(1)])
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, types.int64), generate
+        return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
     return prefetch
 
@@ -118,7 +119,7 @@ if CHECKED:
         mem[index] = value
 
     @njit
-    def prefetch(mem, index, size):
+    def prefetch(mem, index, size, within):
         pass
 
 else:

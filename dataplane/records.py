@@ -32,7 +32,7 @@ FRAME = np.dtype(
     align=True,
 )
 
-# Index lists that a batch holds: one of packet rows per kind
+# Index lists that a batch holds, of packet rows by kind. QUIC: UDP from port 443, server to client
 IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
 KINDS = ("ip", "quic", "echo", "ptp", "stream", "sandwich")
 
@@ -74,7 +74,7 @@ _PACKET = {  # name: (type, offset); one cache line that every packet fills, a s
     "ports": ("u4", 48),  # both ports, and the eight bytes from `proto` on, as one word: to clear them
     "small": ("u8", 56),
     # kind QUIC
-    "quic_client": ("u8", 64),  # keyed hash of the destination address of a packet from port 443; 0: of any other
+    "quic_client": ("u8", 120),  # keyed hash of the destination address; behind the others, for such a packet may be in their lists too
     # kind ECHO
     "icmp_id": ("u2", 64),
     "icmp_seq": ("u2", 66),

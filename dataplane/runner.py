@@ -1,5 +1,6 @@
 """A detector at work: its loop, its table, its event buffer, for one worker. Knows what a detector is, but none of them."""
 
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -30,6 +31,7 @@ TURN = np.dtype(
 LOOP = Path(__file__).with_name("loop.py")
 
 
+@functools.cache
 def bind(detector):
     """The detector's own loop: loop.py executed with DETECTOR set, as a module that numba can keep on disk.
 
@@ -57,17 +59,17 @@ class Runner:
         turn = self.turns[0]
         turn.worker, turn.workers = share
         turn.room = BUFFER_EVENTS - ROOM_EVENTS
+        self.fixed = (self.table, self.events, self.params, self.turns)
 
     def work(self, batch):
         """Run the detector over its list of the batch; a list of arrays of the events made."""
         kind, made, done = self.detector.kind, [], False
         while not done:
             done, n = self.run(
-                batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock,
-                self.table, self.events, self.params, self.turns,
-            )  # fmt: skip
+                batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock, *self.fixed
+            )
             if n:
-                made.append(self.events[:n].copy())
+                made.append(copied(self.events[:n]))
         return made
 
     def live(self):
@@ -82,7 +84,14 @@ class Runner:
     def end(self, slots, clock):
         """Tick the states in `slots` (at most FINISH_STATES) for the last time."""
         n = self.finish(self.table, slots, clock, self.events, self.params, self.turns)
-        return self.events[:n].copy()
+        return copied(self.events[:n])
+
+
+def copied(array):
+    """The same rows in memory of their own."""
+    copy = rows(array.dtype, len(array))
+    copy.view(np.uint8)[:] = array.view(np.uint8)
+    return copy
 
 
 def make_runners(detector, params, capacity, workers):

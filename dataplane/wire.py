@@ -397,9 +397,10 @@ def transport(mem, at, end, row, length, options):
     row.payload_len = payload(mem, at, length, udp)
     row.tcp_flags = 0 if udp else byte(mem, at + 13 if left >= 14 else at)
     row.first_byte = byte(mem, at + 8) if left > 8 and udp else 0
-    kinds = (udp & ((sport == HTTPS) | (dport == HTTPS))) << QUIC
-    if udp & (sport == HTTPS):
-        row.quic_client = one_address(mem, options, row, row.addr + (4 if row.ip_version == 4 else 16))
+    kinds = (udp & (sport == HTTPS)) << QUIC
+    if kinds:
+        target = row.addr + (4 if row.ip_version == 4 else 16)
+        row.quic_client = one_address(mem, options, row, target)
     if udp & (left > 8) & (marked(np.int64(row.first_byte)) | for_ptp(sport) | for_ptp(dport)):
         kinds |= application(mem, at + 8, end, row, options)
     return kinds
@@ -626,8 +627,9 @@ def decode(mem, frame, options, row):
             row.ptp_pair = mac_pair(mem, options, frame) if frame.linktype == ETHERNET else np.uint64(0)
             return ptp(mem, at, end, row)
     if ethertype == 0:
+        stop(row, NOT_IP)
         return 0
-    uncaptured = max(0, np.int64(frame.len) - frame.caplen)
+    uncaptured = max(0, np.int64(row.len) - frame.caplen)
     protocol, at, end, length = network(mem, at, end, row, ethertype, uncaptured)
     if protocol < 0:
         return flow(mem, options, row, 0)
@@ -646,6 +648,7 @@ def decode_inner(mem, at, end, row, options, ethertype, uncaptured):
     row.vlan = vlan_id
     ethertype, at = to_network(mem, at, end, row, ethertype)
     if ethertype == 0 or ethertype == T_PTP:
+        stop(row, NOT_IP)
         return 0
     protocol, at, end, length = network(mem, at, end, row, ethertype, uncaptured)
     if protocol < 0:

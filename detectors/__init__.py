@@ -1,7 +1,7 @@
 """The registry of detectors: a name and the module with its DETECTOR, imported when it is asked for.
 
-Others register theirs as entry points of the group `qoetap.detectors`: the name, and the Detector. Where several detectors
-have events at the same instant, they are delivered in this order.
+Others register theirs as entry points of the group `qoetap.detectors`: the name, and the Detector. Where several
+detectors have events at the same instant, they are delivered in this order.
 """
 
 import importlib

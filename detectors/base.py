@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.records import EVENT
+from dataplane.records import EVENT, LINE_BYTES
 
 FORGET = np.iinfo(np.int64).min  # state.due: this state is done
 
@@ -67,11 +67,18 @@ class Detector(NamedTuple):
     capacity: int = 65536  # states, default; a power of two
     packet_ends: bool = False  # an event made by a packet carries that packet's ends; one made by a tick has none
     prepare: object = None  # params row -> None: derive and check once at start, ValueError says what is wrong
+    derived: tuple = ()  # further int64 fields of the params row, for `prepare` to fill
 
 
 def state_row(*fields):
-    """Dtype of a state: the runner's fields first (packet that made it, next deadline, wheel tick), then `fields`."""
-    return np.dtype([("born", np.int64), ("due", np.int64), ("scheduled", np.int32), *fields], align=True)
+    """Dtype of a state: the runner's fields first (packet that made it, next deadline, wheel tick), then `fields`.
+
+    Its size is a whole number of cache lines. Fields that every packet touches belong at the beginning.
+    """
+    own = np.dtype([("born", np.int64), ("due", np.int64), ("scheduled", np.int32), *fields], align=True)
+    names, size = list(own.names), -(-own.itemsize // LINE_BYTES) * LINE_BYTES
+    formats, offsets = zip(*(own.fields[name][:2] for name in names), strict=True)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size, "aligned": True})
 
 
 def event_row(*types):

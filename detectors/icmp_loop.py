@@ -330,4 +330,5 @@ DETECTOR = Detector(
     step=step,
     tick=tick,
     prepare=prepare,
+    capacity=16384,
 )

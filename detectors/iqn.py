@@ -67,6 +67,10 @@ GUARD = np.dtype(
     align=True,
 )
 STATE = state_row(
+    ("phase", np.uint8),
+    ("count", np.uint8),  # of arrivals
+    ("starter", np.uint8),  # index of the flow whose candidate completed the stall's first window
+    ("guards", GUARD, FLOWS_MAX),  # pool flow: only the first
     ("end_due", np.int64),  # clock at which the window in hand is complete
     ("shift", np.int64),  # clock - ts at the newest arrival
     ("start", np.int64),
@@ -74,12 +78,8 @@ STATE = state_row(
     ("covered", np.int64),  # forward: from start to arrivals[0], each gap at most w_s
     ("seq", np.int64),  # of the last candidate
     ("total", np.int32),  # candidates of the stall that have left `arrivals`
-    ("phase", np.uint8),
-    ("count", np.uint8),  # of arrivals
-    ("starter", np.uint8),  # index of the flow whose candidate completed the stall's first window
     ("owners", np.uint8, N_MAX + 1),  # index of each arrival's flow
     ("arrivals", np.int64, N_MAX + 1),  # ts, ascending
-    ("guards", GUARD, FLOWS_MAX),  # pool flow: only the first
 )
 
 STALL_START = (
@@ -129,6 +129,8 @@ def prepare(params):
         params.w_e = params.p * 4
     if not 2 <= params.n <= N_MAX:
         raise ValueError(f"iqn.n is {params.n}: choose 2 to {N_MAX}.")
+    params.spacing = params.p // (BULK_RATE * params.n)
+    params.burst = params.p * BULK_BURST // BULK_RATE
     if params.w_s > params.w_e:
         raise ValueError("iqn.w_s is longer than iqn.w_e: choose w_s <= w_e.")
     if params.size_low > params.size_high:
@@ -165,7 +167,7 @@ def step(pkt, state, event, params):
             code = arrive_trailing(pkt, state, at, params)
         else:
             code = arrive_forward(pkt, state, at, params)
-    elif state.guards[at].busy_until - pkt.clock > burst_ns(params):
+    elif state.guards[at].busy_until - pkt.clock > params.burst:
         purge(state, at)
     if code:
         report(state, BY_WINDOW, code, event, params)
@@ -212,12 +214,6 @@ def guard_index(pkt, state, params):
 
 
 @njit
-def burst_ns(params):
-    """How far a flow's large packets may be ahead of BULK_RATE: n * BULK_BURST of them."""
-    return params.p * BULK_BURST // BULK_RATE
-
-
-@njit
 def passes(pkt, state, guard, params):
     """Let the guard learn from the packet; whether it counts as a candidate."""
     size = np.int64(pkt.payload_len)
@@ -229,7 +225,7 @@ def passes(pkt, state, guard, params):
         return candidate_size(pkt, params)
     if size >= LARGE_BYTES and learn_bulk(pkt.clock, guard, params):
         vote(guard, size)
-    if guard.busy_until - pkt.clock > burst_ns(params) or size == guard.full_size or size == guard.common_size:
+    if guard.busy_until - pkt.clock > params.burst or size == guard.full_size or size == guard.common_size:
         return False
     return candidate_size(pkt, params)
 
@@ -237,9 +233,9 @@ def passes(pkt, state, guard, params):
 @njit
 def learn_bulk(clock, guard, params):
     """Generic cell rate algorithm (ITU-T I.371, virtual scheduling): whether this large packet is bulk transfer."""
-    busy_until = max(guard.busy_until, clock) + params.p // (BULK_RATE * params.n)
-    guard.busy_until = min(busy_until, clock + burst_ns(params) + BULK_MEMORY_NS)
-    if busy_until - clock <= burst_ns(params):
+    busy_until = max(guard.busy_until, clock) + params.spacing
+    guard.busy_until = min(busy_until, clock + params.burst + BULK_MEMORY_NS)
+    if busy_until - clock <= params.burst:
         return False
     guard.proven = 0
     return True
@@ -453,4 +449,8 @@ DETECTOR = Detector(
     tick=tick,
     capacity=16384,
     prepare=prepare,
+    derived=(
+        "spacing",  # ns between large packets at BULK_RATE
+        "burst",  # ns by which a flow's large packets may be ahead of BULK_RATE: n * BULK_BURST of them
+    ),
 )

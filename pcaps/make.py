@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pcaps.cases import CASES  # noqa: E402
+from pcaps.cases import CASES
 
 
 def make(folder):

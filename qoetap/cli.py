@@ -85,12 +85,14 @@ def replay_parser():
 def decode_parser():
     parser = Parser(
         "decode",
-        "Print what is known of each packet: number, time, lengths, addresses, protocol, ports (a and b; ICMP: type and\n"
-        "code) and the UDP length field.",
+        "Print what is known of each packet: number, time, lengths, addresses, protocol, a and b (ports, or ICMP type\n"
+        "and code) and the UDP length field.",
         ("qoetap decode traffic.pcap | less -S", "qoetap decode traffic.pcap --format tsv > packets.tsv"),
     )
     add_inputs(parser)
-    parser.add_argument("--format", choices=("table", "tsv", "jsonl", "parquet"), default="table", help="default: table")
+    parser.add_argument(
+        "--format", choices=("table", "tsv", "jsonl", "parquet"), default="table", help="default: table"
+    )
     parser.add_argument("--json", action="store_true", help="the same as --format jsonl")
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="write there (default: stdout)")
     add_tunnels(parser)
@@ -106,7 +108,9 @@ def check_parser():
     )
     parser.add_argument("path", metavar="CONFIG", nargs="?", help="a YAML file")
     add_config(parser)
-    parser.add_argument("--defaults", action="store_true", help="print every key, explained, with its default, and leave")
+    parser.add_argument(
+        "--defaults", action="store_true", help="print every key, explained, with its default, and leave"
+    )
     parser.add_argument("--json", action="store_true", help="print the effective configuration as JSON")
     add_verbose(parser, "print the effective configuration")
     return parser
@@ -121,8 +125,8 @@ def schema_parser():
 def inspect_parser():
     parser = Parser(
         "inspect",
-        "Show the packets around an event, dissected by tshark. An event's pcap_cnt is its packet number, its flow_id or\n"
-        "community_id names its flow.",
+        "Show the packets around an event, dissected by tshark. An event's pcap_cnt is its packet number, its flow_id\n"
+        "or community_id names its flow.",
         ("qoetap inspect traffic.pcap --packet 1234", "qoetap inspect traffic.pcap --flow 4c5ab1f0c3a5d7e2"),
     )
     parser.add_argument("file", metavar="FILE")

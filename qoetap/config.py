@@ -54,18 +54,22 @@ class Section(BaseModel):
 def _tunnel_list(value):
     if value == "all":
         return list(TUNNELS)
-    return [name for name in value.replace(",", " ").split()] if isinstance(value, str) else value
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 Tunnels = Annotated[list[Literal[TUNNELS]], BeforeValidator(_tunnel_list)]
 
 GENERAL = {  # key: (type, default, help)
     "agent_id": (str, "qoetap", "who saw it: written into every event"),
-    "workers": (Annotated[int, Field(ge=1, le=WORKERS_MAX)], 1, "threads that run detectors; events do not depend on it"),
-    "batch_rows": (Annotated[int, Field(ge=1, le=65536)], 4096, "packets decoded at a time; events do not depend on it"),
+    "workers": (Annotated[int, Field(ge=1, le=WORKERS_MAX)], 1, "threads; events do not depend on it"),
+    "batch_rows": (Annotated[int, Field(ge=1, le=65536)], 4096, "packets decoded at a time; nor on this"),
     "tunnels": (Tunnels, [], f"tunnels whose inner packet counts: a list of {', '.join(TUNNELS)}, or all"),
-    "seed": (Annotated[int, Field(ge=0)] | None, None, "fixes the secret keys of hashes; null: other ones at each start"),
-    "outputs": (list[str], [], "where events go, as with -o: FILE.jsonl, FILE.csv, FILE.parquet, table, null, -; none: table"),
+    "seed": (Annotated[int, Field(ge=0)] | None, None, "fixes the secret keys of hashes; null: others at each start"),
+    "outputs": (
+        list[str],
+        [],
+        "where events go, as with -o: FILE.jsonl, FILE.csv, FILE.parquet, table, null, - (stdout); none: table",
+    ),
 }
 
 
@@ -114,7 +118,8 @@ def config_model(detectors):
     sections = {name: detector_model(d) for name, d in detectors.items()}
     inner = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
     fields = {name: (kind, Field(default, description=text)) for name, (kind, default, text) in GENERAL.items()}
-    fields["detectors"] = (create_model("detectors", __base__=Section, **inner), Field(default_factory=dict, validate_default=True))
+    section = create_model("detectors", __base__=Section, **inner)
+    fields["detectors"] = (section, Field(default_factory=section))
     return create_model("configuration", __base__=Section, **fields)
 
 
@@ -140,7 +145,8 @@ def read_file(path):
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {where}not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from error
+        what = getattr(error, "problem", None) or "unreadable"
+        raise ConfigError(f"{path}: {where}not valid YAML ({what})") from error
     if values is None:
         return Layer(path, {})
     if not isinstance(values, dict):
@@ -259,8 +265,8 @@ def root_secret(seed):
 
 
 def build_params(detector, section, root=b""):
-    """The params rows (1,) of a detector: a field for each option, and `secret`. ConfigError from its own checks."""
-    fields = [(o.name, FIELD_TYPES[o.kind]) for o in detector.options]
+    """The params rows (1,) of a detector: a field for each option, those it derives, `secret`. ConfigError: its checks."""
+    fields = [(o.name, FIELD_TYPES[o.kind]) for o in detector.options] + [(name, "i8") for name in detector.derived]
     params = rows(np.dtype([("secret", "u8"), *fields], align=True), 1)
     params["secret"] = int.from_bytes(derive(root, detector.name.encode())[:8], "little")
     for o in detector.options:
@@ -302,7 +308,8 @@ def document(detectors):
         model = detector_model(d)
         options = {o.name: o for o in d.options}
         for key, value in values[name].items():
-            lines += [f"    # {_help(model.model_fields[key].description, options.get(key))}", f"    {key}: {_scalar(value)}"]
+            about = _help(model.model_fields[key].description, options.get(key))
+            lines += [f"    # {about}", f"    {key}: {_scalar(value)}"]
         lines.append("")
     return "\n".join(lines)
 

@@ -55,8 +55,8 @@ class ParquetOut:
             raise Exit(USAGE, "Parquet is no text: name a file with -o FILE")
         self.pa, self.held, self.size = pa, [], 0
         integers = {name: pa.int64() for i, name in enumerate(listing.COLUMNS) if i not in listing.TEXTS}
-        self.types = {name: integers.get(name, pa.string()) for name in listing.COLUMNS} | {"ts_ns": pa.decimal128(38, 0)}
         self.schema = pa.schema([(name, integers.get(name, pa.string())) for name in listing.COLUMNS])
+        self.types = dict(zip(self.schema.names, self.schema.types, strict=True)) | {"ts_ns": pa.decimal128(38, 0)}
         try:
             self.writer = pq.ParquetWriter(path, self.schema)
         except OSError as error:

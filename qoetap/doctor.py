@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import dataplane  # noqa: F401  names the kernel cache
-from dataplane.cache import TEMPORARY_PREFIX, cold
+from dataplane.cache import cold, is_temporary
 from qoetap.exits import DONE, RUN_ERROR
 
 OLDEST_PYTHON = (3, 11)
@@ -46,7 +46,7 @@ def tool(name, mend):
 
 def kernel_cache():
     folder = os.environ["NUMBA_CACHE_DIR"]
-    if os.path.basename(folder).startswith(TEMPORARY_PREFIX):
+    if is_temporary():
         mend = "set QOETAP_CACHE_DIR to a folder that only you can write to; until then kernels are compiled each time"
         return Finding("kernel cache", "wrong", "no folder that is private and writable", mend)
     state = "kernels are compiled" if not cold(["batch.fill"]) else "kernels are not compiled yet, the first run does"

@@ -6,6 +6,7 @@ Our own decoder finds which packets they are; pyshark only shows them, so its sl
 import base64
 import os
 import re
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -80,8 +81,8 @@ class Search:
 
 def packets_of(path, flow_id, most):
     """Numbers (from 1) of the first `most` packets of the flow."""
-    search, batch, found, first, clock, count = Search(flow_id), Batch(BATCH_ROWS), [], 1, new_clock(), Kernel(set_clock)
-    options = decode_options(bytes(SECRET_BYTES))
+    search, batch, options = Search(flow_id), Batch(BATCH_ROWS), decode_options(bytes(SECRET_BYTES))
+    found, first, clock, count = [], 1, new_clock(), Kernel(set_clock)
     for block in open_capture(path, BATCH_ROWS).blocks():
         batch.fill(block, options, first - 1, count(block.frames, clock))
         found += [first + int(i) for i in search.numbers(batch)]
@@ -102,9 +103,18 @@ def ends(packet):
     return " → ".join(sides)
 
 
+def utc(timestamp):
+    """Time of day of seconds with a fraction, given as text; as it is where no calendar has it."""
+    seconds, _, fraction = timestamp.partition(".")
+    try:
+        return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%d %H:%M:%S}.{fraction}"
+    except (ValueError, OverflowError):
+        return timestamp
+
+
 def line_of(packet):
     """One line: number, time, ends, layers from the link up, bytes on the wire."""
-    time = packet.sniff_time.isoformat(" ", "microseconds") if hasattr(packet.frame_info, "time_epoch") else "no time"
+    time = utc(packet.sniff_timestamp) if hasattr(packet.frame_info, "time_epoch") else "no time"
     layers = packet.frame_info.protocols.removeprefix("eth:ethertype:")
     return f"{packet.number:>8}  {time}  {ends(packet)}  {layers}  {packet.length} bytes"
 

@@ -6,20 +6,16 @@ import sys
 import time
 
 import detectors as registry
-from dataplane.cache import cold
 from dataplane.capture import CaptureError, expand, open_capture
 from dataplane.engine import Engine
-from dataplane.records import JIT
 from dataplane.runner import runner_bytes
 from dataplane.wire import decode_options
-from qoetap import config
+from qoetap import config, warm
 from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
 from qoetap.interrupt import Stop
 from qoetap.outputs import Outputs
 from qoetap.progress import Progress
 
-COMPILE_SECONDS = {"batch.fill": 4, "events.render": 3}  # measured; a detector's loop takes the next
-LOOP_SECONDS = 2
 MIB = 1 << 20
 
 
@@ -127,10 +123,10 @@ def announce(settings, known):
     running = config.chosen(settings, known)
     count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
     say(f"{len(running)} detectors, tables up to {most_bytes(settings, known) / MIB:.0f} MiB, {count}")
-    missing = cold(["batch.fill", *(f"loop.run_{name}" for name in running)]) if JIT else []
+    missing = warm.units(running)
     if missing:
-        seconds = sum(COMPILE_SECONDS.get(name, LOOP_SECONDS) for name in missing)
-        say(f"compiling kernels, once per installation (about {seconds} s)")
+        say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
+        warm.compile_units(missing)
 
 
 def open_stats(path):
@@ -160,11 +156,9 @@ def summarise(run, seconds):
     """The last lines on stderr."""
     ledger = run.engine.ledger
     files, made = len(run.engine.files), sum(ledger.made.values())
-    rate = ledger.seen / seconds
-    say(
-        f"{ledger.seen:,} packets of {files} file{'s' * (files != 1)} in {seconds:.2f} s ({rate:,.0f}/s); {made:,} events"
-        + (f" ({listed(ledger.made)})" if made else "")
-    )
+    events = f"{made:,} events" + (f" ({listed(ledger.made)})" if made else "")
+    source = f"{files} file{'s' * (files != 1)}"
+    say(f"{ledger.seen:,} packets of {source} in {seconds:.2f} s ({ledger.seen / seconds:,.0f}/s); {events}")
     clock = {name: n for name, n in ledger.clock.items() if n}
     lost = {f"{name} states given up": s["emergency"] for name, s in ledger.states.items() if s["emergency"]}
     for title, counts in (

@@ -66,18 +66,29 @@ def test_digest_of_every_well_formed_capture(corpus, oracle, tmp_path):
 
 def test_packets_of_every_malformed_capture(corpus, oracle, tmp_path):
     """As many as tshark where it read to the end."""
-    named = {n: facts["packets"] for n, facts in oracle.items() if n.startswith(MALFORMED) and not facts["tshark"]["rc"]}
+    named = {
+        n: facts["packets"] for n, facts in oracle.items() if n.startswith(MALFORMED) and not facts["tshark"]["rc"]
+    }
     found = {name: len(decoded(corpus / "pcaps" / name, tmp_path)[1].splitlines()) for name in named}
     assert found == named
 
 
 FRAMES = (  # frame, columns from ip_version on
-    (make.eth(make.ipv4("10.0.0.1", "192.168.255.2", make.udp(1, 65535, b"abc"))), "4 10.0.0.1 192.168.255.2 udp 1 65535 11"),
+    (
+        make.eth(make.ipv4("10.0.0.1", "192.168.255.2", make.udp(1, 65535, b"abc"))),
+        "4 10.0.0.1 192.168.255.2 udp 1 65535 11",
+    ),
     (make.eth(make.ipv6("2001:db8::1", "::", make.udp(53, 53))), "6 2001:db8::1 :: udp 53 53 8"),
-    (make.eth(make.ipv6("::ffff:1.2.3.4", "fe80::1:0:0:1", make.udp(9, 8))), "6 ::ffff:1.2.3.4 fe80::1:0:0:1 udp 9 8 8"),
+    (
+        make.eth(make.ipv6("::ffff:1.2.3.4", "fe80::1:0:0:1", make.udp(9, 8))),
+        "6 ::ffff:1.2.3.4 fe80::1:0:0:1 udp 9 8 8",
+    ),
     (make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.tcp(80, 1024, "S"))), "4 1.1.1.1 2.2.2.2 tcp 80 1024 "),
     (make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.icmp(3, 1))), "4 1.1.1.1 2.2.2.2 icmp 3 1 "),
-    (make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.icmp(3, 1)))[:35], "4 1.1.1.1 2.2.2.2 icmp 3  "),  # the code is cut off
+    (
+        make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.icmp(3, 1)))[:35],
+        "4 1.1.1.1 2.2.2.2 icmp 3  ",
+    ),  # the code is cut off
     (make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.udp(7, 7)))[:39], "4 1.1.1.1 2.2.2.2 -   "),  # the length is cut off
     (bytes(12) + b"\x08\x06" + bytes(28), "-   -   "),
 )

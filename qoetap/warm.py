@@ -1,0 +1,101 @@
+"""Compiling kernels before a run, one process per core, so that the first start is short and the rate means something.
+
+`python -m qoetap.warm UNIT...` is the child: it calls the kernels of each unit with nothing to do, and numba keeps them.
+A unit is "batch.fill", "render.render", or "loop.run_" and the name of a detector.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+import detectors as registry
+from dataplane.batch import Batch
+from dataplane.cache import cold, is_temporary
+from dataplane.capture import Block
+from dataplane.events import Events, Renderer, json_lines
+from dataplane.records import FRAME, JIT, KINDS, rows
+from dataplane.runner import make_runners
+from dataplane.wire import decode_options
+from qoetap import config
+
+LOOP = "loop.run_"
+UNIT_SECONDS = 3.5  # about what one unit takes
+SMALL = 64  # rows and states: nothing is done with them
+
+
+def units(names):
+    """What is not compiled yet for these detectors; the slow first."""
+    return cold(["batch.fill", "render.render", *(LOOP + name for name in names)]) if JIT else []
+
+
+def seconds(missing):
+    """About how long compile_units takes."""
+    return round(UNIT_SECONDS * len(missing) / min(processes(), len(missing)))
+
+
+def processes():
+    return len(os.sched_getaffinity(0))
+
+
+def compile_units(missing):
+    """Compile in child processes; what they fail to do, the run does itself."""
+    count = min(processes(), len(missing))
+    if count < 2 or is_temporary():
+        return
+    command = [sys.executable, "-m", "qoetap.warm"]
+    nothing = subprocess.DEVNULL
+    children = [
+        subprocess.Popen([*command, *missing[i::count]], stdin=nothing, stdout=nothing, stderr=nothing)
+        for i in range(count)
+    ]
+    try:
+        for child in children:
+            child.wait()
+    finally:
+        for child in children:
+            with contextlib.suppress(OSError):
+                child.kill()
+
+
+def empty_batch():
+    batch = Batch(SMALL)
+    batch.buf, batch.numbers = np.empty(0, np.uint8), [0] * len(KINDS)
+    return batch
+
+
+def compile_decode():
+    block = Block(np.empty(0, np.uint8), rows(FRAME, 0))
+    Batch(SMALL).fill(block, decode_options(b""), 0, 0)
+
+
+def compile_render(known):
+    detector = known["flow"]
+    events = rows(detector.event, 1)
+    events["code"] = 1
+    for _ in Renderer((detector,), json_lines).chunks(Events([(detector, events)], np.zeros((1, 2), np.int64), [], "")):
+        pass
+
+
+def compile_detector(detector):
+    params = config.build_params(detector, config.detector_model(detector)())
+    runner = make_runners(detector, params, SMALL, 1)[0]
+    runner.work(empty_batch())
+    runner.end(np.empty(0, np.int64), 0)
+
+
+def main(names):
+    known = registry.load_all()
+    for name in names:
+        if name.startswith(LOOP):
+            compile_detector(known[name.removeprefix(LOOP)])
+        elif name == "batch.fill":
+            compile_decode()
+        else:
+            compile_render(known)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

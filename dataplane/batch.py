@@ -17,6 +17,7 @@ BATCH_ROWS = 16384  # a compromise: rows of 4096 stay in the second-level cache,
 # limit is taken as a new time base. Steps back within the limit leave the clock where it is.
 FORWARD_MAX_NS = 3_600 * 1_000_000_000
 BACKWARD_MAX_NS = 60 * 1_000_000_000
+CLOCK_MAX_NS = 2**63 - 2**58  # where the clock ends (the year 2253), so that deadlines of up to nine years fit
 
 CLOCK = np.dtype(
     [
@@ -41,8 +42,9 @@ def new_clock():
 def advance(clock, frame):
     """Move the capture clock by one frame and note it there. Never backwards, never by years."""
     step = frame.ts - clock.last
-    if frame.flags == 0 and 0 <= step <= FORWARD_MAX_NS and clock.shift == 0 and clock.now == clock.last:
-        clock.now = clock.last = frame.ts  # the usual case: in order, on the first time base
+    usual = frame.flags == 0 and clock.last <= frame.ts <= CLOCK_MAX_NS and 0 <= step <= FORWARD_MAX_NS
+    if usual and clock.shift == 0 and clock.now == clock.last:
+        clock.now = clock.last = frame.ts  # in order, on the first time base
     else:
         advance_oddly(clock, frame)
     frame.clock = clock.now if clock.now != NO_TIME else 0
@@ -50,35 +52,23 @@ def advance(clock, frame):
 
 @njit
 def advance_oddly(clock, frame):
+    """Any step, modulo 2**64: what is more than 292 years away may be taken as ahead or behind."""
     if frame.flags & (TIME_NONE | TIME_RANGE):
         clock.timeless += 1
         return
     if clock.now == NO_TIME:
-        clock.now = clock.last = frame.ts
+        clock.last = frame.ts
+        clock.now = min(frame.ts, CLOCK_MAX_NS)
+        clock.shift = clock.now - frame.ts
     if frame.ts < clock.last:
         clock.backwards += 1
     clock.last = frame.ts
-    step = wide_step(frame.ts, clock.shift, clock.now)
-    if step > FORWARD_MAX_NS:
+    step = frame.ts + clock.shift - clock.now
+    if step > FORWARD_MAX_NS or step < -BACKWARD_MAX_NS:
         clock.jumps += 1
-        clock.now += FORWARD_MAX_NS
-        clock.shift = clock.now - frame.ts
-    elif step < -BACKWARD_MAX_NS:
-        clock.jumps += 1
-        clock.shift = clock.now - frame.ts
-    elif step > 0:
-        clock.now += step
-
-
-@njit
-def wide_step(ts, base, now):
-    """ts + base - now without overflow for what matters: its sign and size up to the limits."""
-    far = float(ts) + float(base) - float(now)
-    if far > 4.0 * FORWARD_MAX_NS:
-        return FORWARD_MAX_NS + 1
-    if far < -4.0 * FORWARD_MAX_NS:
-        return -BACKWARD_MAX_NS - 1
-    return ts + base - now
+        step = FORWARD_MAX_NS if step > 0 else 0
+        clock.shift = clock.now + step - frame.ts
+    clock.now = min(clock.now + max(step, 0), CLOCK_MAX_NS)
 
 
 @njit(nogil=True, cache=True)

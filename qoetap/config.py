@@ -265,7 +265,7 @@ def root_secret(seed):
 
 
 def build_params(detector, section, root=b""):
-    """The params rows (1,) of a detector: a field for each option, those it derives, `secret`. ConfigError: its checks."""
+    """Params rows (1,) of a detector: its options, what it derives, `secret`. ConfigError from its own checks."""
     fields = [(o.name, FIELD_TYPES[o.kind]) for o in detector.options] + [(name, "i8") for name in detector.derived]
     params = rows(np.dtype([("secret", "u8"), *fields], align=True), 1)
     params["secret"] = int.from_bytes(derive(root, detector.name.encode())[:8], "little")

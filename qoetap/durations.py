@@ -25,7 +25,7 @@ def parse_duration(value):
             raise ValueError("write a duration as a number and a unit (200ms, 3s, 2m, 1h) or as seconds")
         number, unit = found.groups()
     ns = Decimal(number) * UNITS_NS[unit]
-    if not 0 <= ns <= LONGEST_NS:
+    if not ns.is_finite() or not 0 <= ns <= LONGEST_NS:
         raise ValueError("a duration is at least 0s and at most 3650d")
     return int(ns)
 

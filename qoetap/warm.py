@@ -1,6 +1,6 @@
 """Compiling kernels before a run, one process per core, so that the first start is short and the rate means something.
 
-`python -m qoetap.warm UNIT...` is the child: it calls the kernels of each unit with nothing to do, and numba keeps them.
+`python -m qoetap.warm UNIT...` is the child: it calls the kernels of each unit with nothing to do, numba keeps them.
 A unit is "batch.fill", "render.render", or "loop.run_" and the name of a detector.
 """
 
@@ -22,7 +22,7 @@ from dataplane.wire import decode_options
 from qoetap import config
 
 LOOP = "loop.run_"
-UNIT_SECONDS = 3.5  # about what one unit takes
+UNIT_SECONDS = 4  # about what one unit takes
 SMALL = 64  # rows and states: nothing is done with them
 
 

@@ -25,13 +25,16 @@ from tests import captures as write
 from tests.helpers import Memory, settings_for
 
 WINDOW_FRAMES = 60  # taken from one capture at a time
-WINDOW_MAX_NS = 60 * 10**9
+GAP_NS = 10**9  # the longest in time, either way
+START_NS = 1_700_000_000 * 10**9
+FRAMES_MOST = 3000  # of one capture
+GAP_NS = 10**9  # the longest in time, either way
 START_NS = 1_700_000_000 * 10**9
 FRAMES_MOST = 3000  # of one capture
 WINDOW_GAP_NS = 10**9  # between the windows, which follow each other in time whatever the captures say
 BLOCK_FRAMES = 1000
 FILE_FRAMES = 64
-CAPACITY = 512  # states a table: some are given up in emergency
+CAPACITY = 48  # states a table: one block, some are given up in emergency
 LINKTYPES = (0, 1, 12, 14, 101, 108, 113, 228, 229, 276, 105, 147, 65535)
 TIMES = (0, 1, -1, 2**63 - 1, -(2**63) + 1, 2**62, 9_223_372_035 * 10**9, -9_223_372_035 * 10**9, 10**18)
 SPECIAL = (0, 1, 4, 5, 7, 8, 0x45, 0x60, 0x7F, 0x80, 0xFF)
@@ -120,24 +123,30 @@ def mutate(frame, seed, number):
     return frame
 
 
-def mutants(files, seed, count, first=0):
-    """Yield mutants `first` to `first` + `count` of the frames of `files`, a window of each in turn."""
-    for number, frame in enumerate(itertools.islice(windows(files), first + count)):
-        if number >= first:
-            yield mutate(frame, seed, number)
+def mutants(files, seed, count):
+    """Yield mutants 0 to `count` - 1 of the frames of `files`."""
+    for number, frame in enumerate(itertools.islice(windows(files), count)):
+        yield mutate(frame, seed, number)
+
+
+def batches(files, seed, count):
+    """Yield (number of the first, mutants) for each BLOCK_FRAMES of them."""
+    found = mutants(files, seed, count)
+    for first in range(0, count, BLOCK_FRAMES):
+        yield first, list(itertools.islice(found, BLOCK_FRAMES))
 
 
 def windows(files):
-    """Yield frames without end, a window of each capture in turn; time goes on from window to window."""
+    """Yield frames without end, a window of each capture in turn; time goes on from frame to frame, with no long gaps."""
     now = START_NS
     for turn in itertools.count():
         for frames in files:
             at = turn * WINDOW_FRAMES % len(frames)
-            window = frames[at : at + WINDOW_FRAMES]
-            shift = now + WINDOW_GAP_NS - window[0].ts
-            for frame in window:
-                yield frame._replace(ts=frame.ts + shift)
-            now = min(max(now, window[-1].ts + shift), now + WINDOW_MAX_NS)
+            last = frames[at].ts - GAP_NS
+            for frame in frames[at : at + WINDOW_FRAMES]:
+                now += max(-GAP_NS, min(GAP_NS, frame.ts - last))
+                last = frame.ts
+                yield frame._replace(ts=now)
 
 
 def block_of(frames, gap=b""):
@@ -157,16 +166,12 @@ class InMemory:
     name = "mutants"
 
     def __init__(self, files, seed, count):
-        self.seed, self.at, self.frames = seed, 0, mutants(files, seed, count)
+        self.batches, self.seed, self.where = batches(files, seed, count), seed, ""
 
     def blocks(self):
-        while frames := list(itertools.islice(self.frames, BLOCK_FRAMES)):
+        for first, frames in self.batches:
+            self.where = f"seed {self.seed}, mutants {first} to {first + len(frames) - 1}"
             yield block_of(frames)
-            self.at += len(frames)
-
-    @property
-    def where(self):
-        return f"seed {self.seed}, mutants {self.at} to {self.at + BLOCK_FRAMES}"
 
 
 def new_engine(sink=Memory, tunnels=True, **options):

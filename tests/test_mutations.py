@@ -114,8 +114,7 @@ def no_tshark(path, *_):
 def test_what_lies_behind_a_frame_does_not_matter(files):
     """Rows and lists are the same, whatever bytes follow each frame in the buffer."""
     options = wire.decode_options(b"secret", (1 << len(wire.TUNNELS)) - 1)
-    for first in range(0, MUTANTS if JIT else MUTANTS // 20, mutants.BLOCK_FRAMES):
-        frames = list(mutants.mutants(files, SEED, mutants.BLOCK_FRAMES, first))
+    for first, frames in mutants.batches(files, SEED, MUTANTS if JIT else MUTANTS // 20):
         seen = [decoded(mutants.block_of(frames, gap), options) for gap in gaps(first)]
         for row in range(len(frames)):
             assert seen[0][0][row] == seen[1][0][row] == seen[2][0][row], f"seed {SEED}, mutant {first + row}"
@@ -147,8 +146,7 @@ def decode_alone(buf, frames, options, packets):
 def test_no_byte_is_read_behind_a_frame(files):
     options = wire.decode_options(b"secret", (1 << len(wire.TUNNELS)) - 1)
     packets = rows(PACKET, mutants.BLOCK_FRAMES)
-    for first in range(0, MUTANTS if JIT else MUTANTS // 10, mutants.BLOCK_FRAMES):
-        frames = list(mutants.mutants(files, SEED, mutants.BLOCK_FRAMES, first))
+    for first, frames in mutants.batches(files, SEED, MUTANTS if JIT else MUTANTS // 10):
         try:
             decode_alone(*mutants.block_of(frames), options, packets)
         except IndexError as error:

@@ -126,13 +126,13 @@ def tags(p, ethertype, data):
             ethertype, data = labels(p, data)
         elif ethertype == PPPOE_SESSION:
             ethertype, data = session(p, data)
-        elif ethertype <= 1500:
+        elif 0 < ethertype <= 1500:
             ethertype, data = snap(p, data)
         elif ethertype in (NSH, CISCO_METADATA):
             p["flags"].add("OUT_OF_SCOPE")
             raise Stop("out_of_scope")
         else:
-            raise Stop("not_ip" if ethertype == ARP or ethertype > OFFICIAL_FROM else "unknown_ethertype")
+            raise Stop("not_ip" if ethertype in (0, ARP) or ethertype > OFFICIAL_FROM else "unknown_ethertype")
     raise Stop("out_of_scope")
 
 

@@ -122,6 +122,8 @@ class Batch:
 
     def fill(self, block, options, first_seq, clock):
         """Decode a block whose clocks are set, the last one to `clock`; it must stay as it is until the batch is used up."""
+        if len(block.frames) > len(self.packets):
+            raise ValueError(f"a block of {len(block.frames)} frames for a batch of {len(self.packets)} rows")
         self.buf, self.size, self.clock = block.buf, len(block.frames), clock
         self.fill_kernel(
             block.buf, block.frames, options, self.packets, self.lists, self.counts, self.reasons, first_seq

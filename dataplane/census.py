@@ -225,14 +225,6 @@ class Census:
             name = f"v{version}/{PTP_TRANSPORTS[int(ip)]}/{kind}"
             self.ptp[name] = self.ptp.get(name, 0) + 1
 
-    def watch_events(self, events):
-        """Count answered echo requests among delivered events (dataplane.events.Events)."""
-        for detector, part in events.parts:
-            if detector.name == "icmp_loop":
-                rtt = part[part["code"] == 1 + [t.name for t in detector.events].index("icmp.rtt")]
-                for version in self.pairs:
-                    self.pairs[version] += int((rtt["ip_version"] == version).sum())
-
     def as_dict(self):
         """The counts, named as the capture corpus names what tshark counted."""
         counts, others = self.counts[0], self.others[0]
@@ -265,3 +257,17 @@ class Census:
     def _echo(self, suffix, version):
         requests, replies = (int(self.others[0][name + suffix]) for name in ("requests", "replies"))
         return {"requests": requests, "replies": replies, "key_pairs": self.pairs[version]}
+
+
+def count_pairs(events, starts, censuses):
+    """Add the answered echo requests among `events` (dataplane.events.Events) to the censuses of their files.
+
+    starts: number of the first packet of each file, one for each census.
+    """
+    for detector, part in events.parts:
+        if detector.name != "icmp_loop":
+            continue
+        answered = part[part["code"] == 1 + [t.name for t in detector.events].index("icmp.rtt")]
+        places = np.searchsorted(starts, answered["seq"], side="right") - 1
+        for place, version in zip(places.tolist(), answered["ip_version"].tolist(), strict=True):
+            censuses[place].pairs[version] += 1

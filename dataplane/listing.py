@@ -69,10 +69,6 @@ def table_style():
     return make_style([*before, b"\n"], [b""] * len(COLUMNS), unknown, WIDTHS)
 
 
-def tsv_header():
-    return "\t".join(COLUMNS).encode() + b"\n"
-
-
 def table_header():
     return " ".join(n.ljust(w) for n, w in zip(COLUMNS, WIDTHS, strict=True)).encode() + b"\n"
 

@@ -69,8 +69,15 @@ class Runner:
                 batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock, *self.fixed
             )
             if n:
-                made.append(copied(self.events[:n]))
+                made.append(self.take(n))
         return made
+
+    def take(self, n):
+        """A copy of the first `n` events of the buffer, which are zeroed: a field that a detector leaves out reads 0."""
+        events = self.events[:n]
+        taken = copied(events)
+        events.view(np.uint8)[:] = 0
+        return taken
 
     def live(self):
         """Slots of this worker's live states and the seq of the packet that made each, oldest first."""
@@ -84,7 +91,7 @@ class Runner:
     def end(self, slots, clock):
         """Tick the states in `slots` (at most FINISH_STATES) for the last time."""
         n = self.finish(self.table, slots, clock, self.events, self.params, self.turns)
-        return copied(self.events[:n])
+        return self.take(n)
 
 
 def copied(array):

@@ -397,6 +397,7 @@ def tick(state, clock, reason, event, params):
     if reason == DUE:
         now = state.due
         if state.closed.arrivals and state.report_at <= now:
+            event.final = 0
             code = report(state, event)
             state.due = deadline(state, params)
             return code

@@ -61,8 +61,9 @@ class Run:
 
     def __init__(self, settings, known, outputs, stop):
         parts, options = engine_parts(settings, known)
-        self.outputs, self.stop, self.problems, self.censuses = outputs, stop, [], {}
-        self.engine = Engine(parts, outputs, options, settings.workers, settings.batch_rows, settings.agent_id)
+        self.outputs, self.stop, self.problems = outputs, stop, []
+        self.censuses, self.counted = {}, []  # the latter with the number of the file's first packet
+        self.engine = Engine(parts, self, options, settings.workers, settings.batch_rows, settings.agent_id)
         self.total_bytes, self.done_bytes, self.progress = 0, 0, None
         self.name, self.source = "", None
 
@@ -98,10 +99,19 @@ class Run:
             from dataplane.census import Census
 
             self.censuses[path] = Census()
+            self.counted.append((self.engine.seen, self.censuses[path]))
             watch = self.censuses[path].watch
         self.engine.run(self, watch)
         if self.source.problem and not self.stopped:
             self.problems.append(self.source.problem)
+
+    def write(self, events):
+        """Hand on what the engine delivers."""
+        self.outputs.write(events)
+        if self.counted:
+            from dataplane.census import count_pairs
+
+            count_pairs(events, *zip(*self.counted, strict=True))
 
     def blocks(self):
         """Blocks of the source at hand, until something asks the run to end."""
@@ -211,6 +221,6 @@ def replay(args):
     outputs.settle(run.engine.ledger)
     if stats_file:
         with stats_file:
-            json.dump(stats(run, seconds), stats_file, indent=1)
+            json.dump(stats(run, seconds), stats_file, indent=1, default=int)
     summarise(run, seconds)
     return status_of(run)

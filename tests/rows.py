@@ -1,14 +1,19 @@
-"""Frames to PACKET rows for tests, and rows as the twin tests/naive/wire.py writes them."""
+"""Frames to PACKET rows for tests, rows as the twin tests/naive/wire.py writes them, events as rows."""
 
 import ipaddress
+import os
 
 import numpy as np
 
+import detectors as registry
 from dataplane import records
 from dataplane.batch import Batch, new_clock, set_clock
-from dataplane.capture import Block
+from dataplane.capture import Block, open_capture
+from dataplane.engine import Engine
 from dataplane.records import FRAME, KINDS, NO_TIME, rows
 from dataplane.wire import REASONS, TUNNELS, decode_options
+from qoetap.replay import engine_parts
+from tests.helpers import settings_for
 
 SECRET = b"a secret of the tests"
 COMMON = (
@@ -94,3 +99,32 @@ def as_dict(columns, i, lists, buf):
 
 def address(text):
     return ipaddress.ip_address(text).packed
+
+
+class Keep:
+    """A sink that keeps (detector name, event row, order of delivery)."""
+
+    def __init__(self):
+        self.events, self.batches, self.delivered = [], [], 0
+
+    def write(self, events):
+        self.batches.append(events)
+        for part, row in events.order:
+            detector, found = events.parts[part]
+            self.events.append((detector.name, found[row]))
+        self.delivered += len(events.order)
+
+
+def run_rows(paths, **options):
+    """(engine, Keep) of a replay; options as for tests.helpers.replay_bytes. Its ledger is settled and balanced."""
+    known = registry.load_all()
+    settings = settings_for(known, options)
+    parts, decode = engine_parts(settings, known)
+    keep = Keep()
+    engine = Engine(parts, keep, decode, settings.workers, settings.batch_rows, settings.agent_id)
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        engine.run(open_capture(path, settings.batch_rows, engine.group_size))
+    engine.end()
+    engine.ledger.delivered = keep.delivered
+    assert not engine.ledger.imbalance()
+    return engine, keep

@@ -172,9 +172,7 @@ def test_a_signal_ends_the_input_and_drains(capture, number):
     )  # fmt: skip
     process.stdin.write(capture.read_bytes())
     process.stdin.flush()
-    text = b""
-    while b"MiB" not in text:
-        text += process.stderr.readline()
+    assert b"MiB" in process.stderr.readline()
     time.sleep(3)  # now it waits for more; its kernels were compiled by the tests before
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

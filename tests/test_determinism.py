@@ -5,19 +5,22 @@ import itertools
 import random
 import struct
 
+import numpy as np
 import pytest
 
 from bench import traffic
+from dataplane.capture import expand, open_capture
 from dataplane.records import JIT
 from pcaps.make import make
 from tests.helpers import replay_bytes, run_engine
+from tests.mutants import new_engine
 
 WORKERS, BATCHES = (1, 2, 4), (64, 4096)
 HOUR_NS = 3600 * 10**9
 STEPS_S = (-1, -59, -61, -3600, -(10**9), 30, 600, 3599, 3601, 86400, 10**8)  # in time, at a jump
 CORPUS = (
-    "ndpi-1kxun.pcap", "ndpi-ptpv2.pcap", "ndpi-rtp.pcapng", "ndpi-youtube_quic.pcap", "arkime-gre-erspan-vxlan.pcap",
-    "ndpi-icmp-tunnel.pcap", "ndpi-skype-conference-call.pcap",
+    "ndpi-1kxun.pcap", "ndpi-ptpv2.pcap", "ndpi-rtp.pcapng", "ndpi-youtube_quic.pcap", "ndpi-icmp-tunnel.pcap",
+    "ndpi-ipv6_in_gtp.pcap", "ndpi-skype-conference-call.pcap",
 )  # fmt: skip
 PACKETS, FLOWS = (100_000, 5_000) if JIT else (3_000, 600)
 TINY = 40  # states a table: one block
@@ -38,17 +41,18 @@ def generated(tmp_path_factory):
     smooth, jumping = folder / "smooth.pcap", folder / "jumping.pcap"
     with smooth.open("wb") as out:
         traffic.write(out, traffic.Traffic(PACKETS, FLOWS, rate=PACKETS // 4))
-    jumping.write_bytes(with_jumps(smooth.read_bytes(), random.Random(8), 40 if JIT else 4))
+    rng = random.Random(8)
+    jumps = {rng.randrange(PACKETS): rng.choice(STEPS_S) for _ in range(40 if JIT else 6)}
+    jumping.write_bytes(with_jumps(smooth.read_bytes(), jumps))
     return smooth, jumping
 
 
-def with_jumps(data, rng, jumps):
-    """The pcap file `data`, its time shifted from `jumps` packets on."""
+def with_jumps(data, steps):
+    """The pcap file `data`; from packet n on its time is shifted by steps[n] seconds more."""
     data, at, number, shift = bytearray(data), 24, 0, 0
-    where = {rng.randrange(PACKETS): rng.choice(STEPS_S) for _ in range(jumps)}
     while at < len(data):
         seconds, _, caplen = struct.unpack_from("<III", data, at)
-        shift += where.get(number, 0)
+        shift += steps.get(number, 0)
         struct.pack_into("<I", data, at, (seconds + shift) & 0xFFFFFFFF)
         at, number = at + 16 + caplen, number + 1
     return bytes(data)
@@ -56,6 +60,7 @@ def with_jumps(data, rng, jumps):
 
 def packed(path, folder):
     """The same file, gzipped, under a name as long."""
+    folder.mkdir(exist_ok=True)
     twin = folder / path.name
     twin.write_bytes(gzip.compress(path.read_bytes(), 1))
     return twin
@@ -105,15 +110,33 @@ def test_emergency_and_clock_jumps(generated, tmp_path):
 
 
 def test_more_states_than_one_event_buffer_end_at_once(tmp_path):
-    """A jump ends every flow; their records fill the event buffer several times."""
-    path = tmp_path / "flood.pcap"
+    """The last packet's jump ends every flow; their records fill the event buffer several times."""
+    path, count = tmp_path / "flood.pcap", 30_000 if JIT else 9_000
     with path.open("wb") as out:
-        traffic.write(out, traffic.Traffic(30_000 if JIT else 9_000, 1, "flood"))
-    data = bytearray(path.read_bytes())
-    last = len(data) - 16 - 96
-    assert struct.unpack_from("<I", data, last + 8)[0] <= 96
+        traffic.write(out, traffic.Traffic(count, 1, "flood"))
+    data = with_jumps(path.read_bytes(), {count - 1: 3600})
     path.write_bytes(data)
-    assert same_for_all(path, packed(path, tmp_path), detectors=["flow"]).count(b"\n") > 8192
+    if JIT:
+        same_for_all(path, packed(path, tmp_path / "gz"), detectors=["flow"])
+    engine, events = run_engine(path, detectors=["flow"])
+    assert engine.ledger.states["flow"]["expired"] == count - 1 == events.count(b"\n") - 1
+
+
+def test_every_field_of_an_event_is_written(generated, scripted):
+    """Event rows are used again: what a detector leaves unwritten would be another event's."""
+    for paths in ([scripted], [generated[1]]):
+        assert events_over(paths, 0) == events_over(paths, 0xA5)
+
+
+def events_over(paths, before):
+    """The events of a replay whose event rows hold the byte `before` wherever nothing is written."""
+    engine = new_engine(batch_rows=4096)
+    for runner in engine.runners[0]:
+        runner.events.view(np.ndarray).view(np.uint8)[:] = before
+    for path in expand(paths):
+        engine.run(open_capture(path))
+    engine.end()
+    return engine.sink.text
 
 
 def test_no_event_depends_on_the_secret(generated, scripted):

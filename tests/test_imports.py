@@ -55,7 +55,7 @@ MAY = {
     "qoetap": set(PACKAGES) - {"tests", "bench", "pcaps"},
     "pcaps": set(),
 }
-PURE = ("dataplane.sinks", "dataplane.capture", "qoetap", "pcaps")  # packages whose modules may import each other
+PURE = ("dataplane.wire", "dataplane.sinks", "dataplane.capture", "qoetap", "pcaps")  # packages whose modules may import each other
 
 
 def modules(package):

@@ -107,6 +107,8 @@ class Source:
         feed.begin(start)
         row["end"] = feed.end
         while not self._ended:
+            if not row["count"]:
+                start = self.pos  # more bytes may have moved it
             status = self.walk(frames)
             if status == FULL:
                 break

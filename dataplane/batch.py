@@ -121,7 +121,7 @@ class Batch:
         self.buf, self.size, self.clock = None, 0, 0
 
     def fill(self, block, options, first_seq, clock):
-        """Decode a block whose clocks are set, the last one to `clock`; it must stay as it is until the batch is used up."""
+        """Decode a block whose clocks are set, the last to `clock`; it must stay until the batch is used up."""
         if len(block.frames) > len(self.packets):
             raise ValueError(f"a block of {len(block.frames)} frames for a batch of {len(self.packets)} rows")
         self.buf, self.size, self.clock = block.buf, len(block.frames), clock

@@ -1,6 +1,7 @@
 """What a capture holds, counted file by file: packets, times, headers, distinct flows, PTP messages. For --stats.
 
-A packet counts as UDP, TCP or ICMP if it is no later fragment and its ports (UDP: and length field; ICMP: type) were captured.
+A packet counts as UDP, TCP or ICMP if it is no later fragment and its ports (UDP: and length field; ICMP: type) were
+captured.
 """
 
 import numpy as np
@@ -40,9 +41,10 @@ COUNTS = np.dtype(
         (name, np.int64)
         for name in (
             "ipv4", "ipv6", "version_mismatch", "ip_behind_out_of_scope_l2", "vlan_tagged", "pppoe_session", "mpls",
-            "caplen_below_len", "ipv4_with_options", "ipv6_with_extension", "ipv4_fragment_first", "ipv4_fragment_later",
-            "ipv6_fragment_first", "ipv6_fragment_later", "ipv6_fragment_atomic", "udp", "udp_unfragmented", "tcp",
-            "tcp_unfragmented", "tcp_full_header", "icmp", "icmp_unfragmented", "icmpv6", "icmpv6_unfragmented",
+            "caplen_below_len", "ipv4_with_options", "ipv6_with_extension", "ipv4_fragment_first",
+            "ipv4_fragment_later", "ipv6_fragment_first", "ipv6_fragment_later", "ipv6_fragment_atomic",
+            "udp", "udp_unfragmented", "tcp", "tcp_unfragmented", "tcp_full_header",
+            "icmp", "icmp_unfragmented", "icmpv6", "icmpv6_unfragmented",
         )
     ]
 )  # fmt: skip
@@ -61,7 +63,7 @@ FLOW_SLOTS = 1 << 21  # distinct flows are counted exactly up to three quarters 
 
 @njit(nogil=True, cache=True)
 def times_of(frames):
-    """(first, last, least, greatest timestamp, frames without one, steps back, frames whose time does not fit int64)."""
+    """(first, last, least, greatest timestamp; frames without one, steps back, frames whose time does not fit)."""
     first = last = least = greatest = NO_TIME
     without = back = wide = 0
     for i in range(frames.size):

@@ -1,8 +1,8 @@
-"""The loop: read blocks, decode them, run the detectors, hand their events on. Knows no header, no detector, no sink by name.
+"""The loop: read blocks, decode them, run the detectors, hand their events on. Knows no header, detector or sink by name.
 
-With several workers the blocks of a group are decoded side by side, then each worker runs all detectors over all of them
-for the states it owns. Events are delivered in the order of the capture clock, whoever made them and however the capture
-was cut into blocks: a deadline before the packets of the same instant, then by packet number, then by detector.
+With several workers the blocks of a group are decoded side by side, then each worker runs all detectors over all of
+them for the states it owns. Events are delivered in the order of the capture clock, whoever made them and however the
+capture was cut into blocks: a deadline before the packets of the same instant, then by packet number, then by detector.
 """
 
 import time
@@ -17,22 +17,25 @@ from dataplane.ledger import Ledger
 from dataplane.records import rows
 from dataplane.runner import FINISH_STATES, make_runners
 
-GROUP_BATCHES = 8  # blocks a worker has in hand at a time, when there are several workers
+GROUP_PACKETS, GROUP_BATCHES = 131_072, 32  # what several workers have in hand at most; at least 2 batches each
 DELIVER_EVENTS = 4096  # events are sorted and handed on when so many have come together, or after so many packets
 DELIVER_PACKETS = 262_144
+STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
 
 
 class Engine:
     """Detectors over captures.
 
-    detectors: list of (Detector, params rows (1,), capacity); sink: write(Events), counts; options: wire.DECODE rows (1,).
+    detectors: list of (Detector, params rows (1,), capacity); sink: has write(Events); options: wire.DECODE rows (1,).
     """
 
     def __init__(self, detectors, sink, options, workers=1, batch_rows=BATCH_ROWS, agent_id=""):
         self.detectors = [detector for detector, _, _ in detectors]
-        self.sink, self.options, self.workers, self.batch_rows, self.agent_id = sink, options, workers, batch_rows, agent_id
-        self.group_size = 1 if workers == 1 else GROUP_BATCHES * workers
+        self.sink, self.options, self.agent_id = sink, options, agent_id
+        self.workers, self.batch_rows = workers, batch_rows
+        self.group_size = 1 if workers == 1 else max(2 * workers, min(GROUP_PACKETS // batch_rows, GROUP_BATCHES))
+        self.hold = self.group_size if workers == 1 else 2 * self.group_size
         self.batches = [Batch(batch_rows) for _ in range(self.group_size)]
         per_detector = [make_runners(*d, workers) for d in detectors]
         self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[]] * workers
@@ -43,18 +46,36 @@ class Engine:
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
     def run(self, source, watch=None):
-        """Read one capture to its end. `watch(batch, block)` sees each batch after decoding, in order."""
+        """Read one capture to its end. `watch(batch, block)` sees each batch after decoding, in order.
+
+        The source must keep `hold` blocks valid. Several workers go over one group while the next one is read.
+        """
         self.files.append((self.seen, source.name))
+        if not self.pool:
+            for group in self.groups(source):
+                self.breathe(group, watch)
+            return
+        with ThreadPoolExecutor(1) as driver:
+            turn = None
+            for group in self.groups(source):
+                if turn:
+                    turn.result()
+                turn = driver.submit(self.breathe, group, watch)
+            if turn:
+                turn.result()
+
+    def groups(self, source):
+        """Lists of at most `group_size` blocks."""
         group, started = [], time.perf_counter()
         for block in source.blocks():
             group.append(block)
             if len(group) == self.group_size:
                 started = self.spent("read", started)
-                self.breathe(group, watch)
+                yield group
                 group, started = [], time.perf_counter()
         self.spent("read", started)
         if group:
-            self.breathe(group, watch)
+            yield group
 
     def breathe(self, blocks, watch=None):
         """One turn of the loop over at most `group_size` blocks."""
@@ -134,7 +155,7 @@ class Engine:
         for name in self.ledger.clock:
             self.ledger.clock[name] = int(self.clock[0][name])
         for runners, n in zip(zip(*self.runners, strict=True), ended, strict=True):
-            counts = {k: sum(int(r.table.control[0][k]) for r in runners) for k in ("created", "expired", "emergency", "live")}
+            counts = {name: sum(int(r.table.control[0][name]) for r in runners) for name in STATE_COUNTS}
             self.ledger.states[runners[0].detector.name] = {**counts, "ended": n}
 
     def spent(self, stage, since):
@@ -144,7 +165,7 @@ class Engine:
 
 
 def joined(arrays):
-    """Row arrays of one dtype as one. np.concatenate compares dtypes field by field, which costs more than the copying."""
+    """Row arrays of one dtype as one. np.concatenate compares dtypes field by field, which costs more than copying."""
     if len(arrays) == 1:
         return arrays[0]
     whole, at = rows(arrays[0].dtype, sum(map(len, arrays))), 0

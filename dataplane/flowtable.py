@@ -1,11 +1,11 @@
 """Key to slot: a set-associative table with deadlines. Knows no detector and no packet but its addresses.
 
-A key belongs to one block of 64 slots and never leaves it, so a block's history does not depend on how blocks are shared out
-among workers: any number of them finds, expires and gives up the same states. A block nearly full is in emergency:
-each new state then drives out the one of its neighbours whose deadline is nearest.
+A key belongs to one block of 64 slots and never leaves it, so a block's history does not depend on how blocks are
+shared out among workers: any number of them finds, expires and gives up the same states. A block nearly full is in
+emergency: each new state then drives out the one of its neighbours whose deadline is nearest.
 
-Deadlines live in a hashed timing wheel (Varghese and Lauck, "Hashed and hierarchical timing wheels") of one list per tick.
-A deadline that moves away costs nothing: the slot is looked at again when its old tick comes.
+Deadlines live in a hashed timing wheel (Varghese and Lauck, "Hashed and hierarchical timing wheels") of one list per
+tick. A deadline that moves away costs nothing: the slot is looked at again when its old tick comes.
 """
 
 from typing import NamedTuple
@@ -90,7 +90,8 @@ def new_tables(capacity, state, workers=1):
     slots = slots_for(capacity)
     states = rows(state, slots)
     links = np.arange(slots + workers * WHEEL_TICKS, dtype=np.uint64)
-    shared = (np.zeros(slots, np.uint64), states, rows(HEAD, slots), np.asarray(states).view(np.uint64), links, links.copy())
+    keys, dues = np.zeros(slots, np.uint64), np.asarray(states).view(np.uint64)
+    shared = (keys, states, rows(HEAD, slots), dues, links, links.copy())
     crowd = np.zeros(slots // BLOCK_SLOTS, np.uint64)
     return [Table(*shared, crowd, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
 
@@ -105,7 +106,8 @@ def _control(slots, state, wheel):
 
 @njit(forceinline=True)
 def places(table):
-    return Places(memory(table.keys), memory(table.dues), memory(table.after), memory(table.before), memory(table.crowd))
+    after, before = memory(table.after), memory(table.before)
+    return Places(memory(table.keys), memory(table.dues), after, before, memory(table.crowd))
 
 
 @njit(forceinline=True)

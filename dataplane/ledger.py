@@ -15,7 +15,7 @@ class Ledger:
 
     def __init__(self):
         self.seen = 0  # frames that the captures handed over
-        self.lists = np.zeros((2, len(REASONS)), np.int64)  # batch.fill: in no list, in a list; by where decoding stopped
+        self.lists = np.zeros((2, len(REASONS)), np.int64)  # batch.fill: in no list, in one; by where it stopped
         self.filtered = 0
         self.clock = {"backwards": 0, "jumps": 0, "timeless": 0}
         self.made = {}  # event type -> events that detectors made

@@ -31,7 +31,7 @@ from detectors.base import DUE, EMERGENCY, END, FORGET
 DETECTOR: object  # set by runner.bind before this file is executed
 TAG: str
 key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
-STATE_BYTES, PACKET_ENDS = DETECTOR.state.itemsize, DETECTOR.packet_ends
+STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
 AHEAD_PACKETS = 12  # how far ahead the table's lines are asked for
 FETCH_MAX_BYTES = 4 * LINE_BYTES  # of a state
@@ -39,8 +39,8 @@ SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go wi
 HEAD_BYTES = HEAD.itemsize
 ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
 
-# `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events made,
-# so that a call whose event buffer was full can go on.
+# `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events
+# made, so that a call whose event buffer was full can go on.
 
 
 def named(function):
@@ -51,7 +51,7 @@ def named(function):
 
 @njit(forceinline=True)
 def fetch(at, states, heads, slot):
-    """Ask for the lines that a packet's state will be read from; where states come and go, those that this takes too."""
+    """Ask for the lines that a packet's state will be read from; where states come and go, those that takes too."""
     prefetch(at.keys, slot, 8, 0)
     for line in range(0, min(STATE_BYTES, FETCH_MAX_BYTES), LINE_BYTES):
         prefetch(states, slot, STATE_BYTES, line)
@@ -178,8 +178,8 @@ def run(buf, packets, index, count, clock, table, events, params, turns):
     at, mem, states, heads = places(table), memory(buf), memory(table.dues), memory(table.heads)
     turn.made = 0
     for i in range(turn.position, count):
-        turn.position = i
         if turn.made >= turn.room:
+            turn.position = i
             return False, turn.made
         if i + AHEAD_PACKETS < count:
             fetch(at, states, heads, home_of(control, key(packets[index[i + AHEAD_PACKETS]], p)))
@@ -190,6 +190,7 @@ def run(buf, packets, index, count, clock, table, events, params, turns):
         k |= np.uint64(2)
         if pkt.clock >> TICK_BITS > control.now or not control.started:
             if not advance(table, at, pkt.clock >> TICK_BITS, events, p, turn):
+                turn.position = i
                 return False, turn.made
         slot = find(at, control, k)
         fresh = slot < 0
@@ -200,7 +201,8 @@ def run(buf, packets, index, count, clock, table, events, params, turns):
             slot = -1 - slot
             admit(table, at, mem, pkt, k, slot)
         state, event = table.states[slot], events[turn.made]
-        begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
+        if not SILENT:
+            begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
         code = step(pkt, state, event, p)
         if code:
             emit(event, table.heads[slot], code, turn)

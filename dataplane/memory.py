@@ -43,7 +43,8 @@ def _loader(bits):
 
 def _word():
     """Intrinsics: element `index` of the uint64 array at `base`, read and written."""
-    signature_in, signature_out = types.uint64(types.int64, types.int64), types.void(types.int64, types.int64, types.uint64)
+    signature_in = types.uint64(types.int64, types.int64)
+    signature_out = types.void(types.int64, types.int64, types.uint64)
 
     def place(builder, base, index):
         from llvmlite import ir

@@ -16,7 +16,7 @@ NO_TIME = np.iinfo(np.int64).min  # a frame without a timestamp
 NEVER = np.iinfo(np.int64).max  # a deadline that does not come
 
 # FRAME.flags
-TIME_NONE, TIME_RANGE = 1, 2  # no timestamp; one that does not fit int64 ns (then `ts` holds seconds and `nsec` the rest)
+TIME_NONE, TIME_RANGE = 1, 2  # no timestamp; one that does not fit int64 ns: `ts` holds seconds, `nsec` the rest
 
 FRAME = np.dtype(
     [
@@ -74,7 +74,8 @@ _PACKET = {  # name: (type, offset); one cache line that every packet fills, a s
     "ports": ("u4", 48),  # both ports, and the eight bytes from `proto` on, as one word: to clear them
     "small": ("u8", 56),
     # kind QUIC
-    "quic_client": ("u8", 120),  # keyed hash of the destination address; behind the others, for such a packet may be in their lists too
+    # (behind the fields of other kinds, for such a packet may be in their lists too)
+    "quic_client": ("u8", 120),  # keyed hash of the destination address
     # kind ECHO
     "icmp_id": ("u2", 64),
     "icmp_seq": ("u2", 66),

@@ -1,4 +1,4 @@
-"""A detector at work: its loop, its table, its event buffer, for one worker. Knows what a detector is, but none of them."""
+"""A detector at work: its loop, its table, its event buffer, for one worker. Knows what a detector is, but no detector."""
 
 import functools
 import hashlib
@@ -73,7 +73,7 @@ class Runner:
         return made
 
     def take(self, n):
-        """A copy of the first `n` events of the buffer, which are zeroed: a field that a detector leaves out reads 0."""
+        """A copy of the first `n` events of the buffer, which are zeroed: a field that is left out reads 0."""
         events = self.events[:n]
         taken = copied(events)
         events.view(np.uint8)[:] = 0

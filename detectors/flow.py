@@ -1,8 +1,8 @@
 """Bidirectional flow records: what NetFlow exporters, nfstream and Zeek's conn.log count.
 
-A flow is its addresses, protocol and ports (ICMP: without type and code), in both directions. "toserver" is the direction
-of its first packet. A record ends when nothing came for `idle`, after `active` (a longer flow gives several records), or
-`tcp_close` after a RST or FINs both ways.
+A flow is its addresses, protocol and ports (ICMP: without type and code), in both directions. "toserver" is the
+direction of its first packet. A record ends when nothing came for `idle`, after `active` (a longer flow gives several
+records), or `tcp_close` after a RST or FINs both ways.
 """
 
 import numpy as np
@@ -104,5 +104,5 @@ def tick(flow, clock, reason, event, params):
 
 
 DETECTOR = Detector(
-    "flow", IP, STATE, event_row(FLOW_END), (FLOW_END,), OPTIONS, key, step, tick, capacity=262144
+    "flow", IP, STATE, event_row(FLOW_END), (FLOW_END,), OPTIONS, key, step, tick, capacity=262144, silent=True
 )

@@ -9,9 +9,10 @@ from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
 from dataplane.capture import CaptureError, open_capture
 from dataplane.kernels import Kernel
 from dataplane.wire import decode_options
+from dataplane.wire.fields import UNKNOWN_LINK
 from qoetap import config
-from qoetap.exits import DONE, INPUT, USAGE, Exit
-from qoetap.replay import inputs, say
+from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
+from qoetap.replay import inputs, say, strange_links
 
 STYLES = {  # format: style, header
     "tsv": (listing.tsv_style, b""),
@@ -33,8 +34,13 @@ class TextOut:
             raise Exit(USAGE, f"{path}: cannot be written ({error.strerror})") from error
 
     def write(self, data):
-        while data:
-            data = data[os.write(self.fd, data) :]
+        try:
+            while data:
+                data = data[os.write(self.fd, data) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Exit(RUN_ERROR, f"{self.path}: writing failed ({error.strerror})") from error
 
     def close(self):
         if self.fd > 1:
@@ -113,8 +119,10 @@ def decode_file(path, lines, options, out):
         source = open_capture(path, BATCH_ROWS)
     except CaptureError as error:
         return str(error)
+    unknown = 0
     for block in source.blocks():
         batch.fill(block, options, number - 1, count(block.frames, clock))
+        unknown += batch.reasons[0, UNKNOWN_LINK]
         out.write(lines.lines(batch, block, number))
         number += len(block.frames)
-    return source.problem
+    return source.problem or strange_links(path, number - 1, unknown)

@@ -10,6 +10,7 @@ from dataplane.capture import CaptureError, expand, open_capture
 from dataplane.engine import Engine
 from dataplane.runner import runner_bytes
 from dataplane.wire import decode_options
+from dataplane.wire.fields import UNKNOWN_LINK
 from qoetap import config, warm
 from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
 from qoetap.interrupt import Stop
@@ -17,6 +18,13 @@ from qoetap.outputs import Outputs
 from qoetap.progress import Progress
 
 MIB = 1 << 20
+
+
+def strange_links(path, packets, unknown):
+    """The sentence about a capture none of whose packets has a known link type, else None."""
+    if packets and packets == unknown:
+        return f"{path}: no packet has a link type that qoetap knows (tcpdump names it); capture on another interface"
+    return None
 
 
 def say(sentence):
@@ -87,7 +95,7 @@ class Run:
 
     def _file(self, path, counting):
         try:
-            self.source = open_capture(path, self.engine.batch_rows, self.engine.group_size)
+            self.source = open_capture(path, self.engine.batch_rows, self.engine.hold)
         except CaptureError as error:
             self.problems.append(str(error))
             return
@@ -101,9 +109,12 @@ class Run:
             self.censuses[path] = Census()
             self.counted.append((self.engine.seen, self.censuses[path]))
             watch = self.censuses[path].watch
+        ledger = self.engine.ledger
+        seen, unknown = ledger.seen, ledger.lists[0, UNKNOWN_LINK]
         self.engine.run(self, watch)
-        if self.source.problem and not self.stopped:
-            self.problems.append(self.source.problem)
+        strange = strange_links(path, ledger.seen - seen, ledger.lists[0, UNKNOWN_LINK] - unknown)
+        if not self.stopped and (problem := self.source.problem or strange):
+            self.problems.append(problem)
 
     def write(self, events):
         """Hand on what the engine delivers."""

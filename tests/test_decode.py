@@ -84,6 +84,8 @@ FRAMES = (  # frame, columns from ip_version on
         "6 ::ffff:1.2.3.4 fe80::1:0:0:1 udp 9 8 8",
     ),
     (make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.tcp(80, 1024, "S"))), "4 1.1.1.1 2.2.2.2 tcp 80 1024 "),
+    (make.eth(make.ipv6("fe80::1", "ff02::2", make.icmpv6(133, 0))), "6 fe80::1 ff02::2 icmpv6 133 0 "),
+    (make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.sctp(5, 6))), "4 1.1.1.1 2.2.2.2 -   "),
     (make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.icmp(3, 1))), "4 1.1.1.1 2.2.2.2 icmp 3 1 "),
     (
         make.eth(make.ipv4("1.1.1.1", "2.2.2.2", make.icmp(3, 1)))[:35],

@@ -55,7 +55,8 @@ MAY = {
     "qoetap": set(PACKAGES) - {"tests", "bench", "pcaps"},
     "pcaps": set(),
 }
-PURE = ("dataplane.wire", "dataplane.sinks", "dataplane.capture", "qoetap", "pcaps")  # packages whose modules may import each other
+# Packages whose modules may import each other
+PURE = ("dataplane.wire", "dataplane.sinks", "dataplane.capture", "qoetap", "pcaps")
 
 
 def modules(package):

@@ -10,11 +10,13 @@ from numba import njit
 
 from dataplane.records import CUT, FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, VLAN
 from dataplane.wire.application import ptp
+from dataplane.wire.common import decode_common, is_common
 from dataplane.wire.fields import (
     DECODE,
     ETHERNET,
     NOT_IP,
     REASONS,
+    ROW_LENGTH_MAX,
     SHORT_TRANSPORT,
     T_IPV4,
     T_PTP,
@@ -31,7 +33,7 @@ from dataplane.wire.tunnel import inner
 __all__ = ["DECODE", "REASONS", "SHORT_TRANSPORT", "TUNNELS", "decode", "decode_options"]
 
 
-@njit(forceinline=True)
+@njit
 def start(frame, row):
     """A row for a frame of which nothing is known yet."""
     timeless, cut = frame.flags & (TIME_NONE | TIME_RANGE), frame.caplen < frame.len
@@ -39,7 +41,7 @@ def start(frame, row):
     row.clock = frame.clock
     row.hash = np.uint64(0)
     row.addr = -1
-    row.len = min(frame.len, 2147483647)
+    row.len = min(frame.len, ROW_LENGTH_MAX)
     row.payload_len = 0
     row.ports = 0
     row.flags = (TIMELESS if timeless else 0) | (CUT if cut else 0)
@@ -49,6 +51,14 @@ def start(frame, row):
 @njit(forceinline=True)
 def decode(mem, frame, options, row):
     """Fill `row` from one frame; the bit set of lists (records.KINDS) it belongs to."""
+    if options.tunnels == 0 and is_common(mem, frame):
+        return decode_common(mem, frame, options, row)
+    return decode_layers(mem, frame, options, row)
+
+
+@njit
+def decode_layers(mem, frame, options, row):
+    """The same, layer by layer."""
     start(frame, row)
     at, end = frame.offset, frame.offset + frame.caplen
     ethertype, at = link(mem, at, end, row, frame.linktype)

@@ -11,7 +11,7 @@ from dataplane.records import IP, REVERSE, SELF
 from dataplane.wire.fields import ICMP, ICMPV6
 
 
-@njit(forceinline=True)
+@njit
 def flow(mem, options, row, kinds):
     """Give the row its keyed hash and direction; the lists it belongs to, IP among them."""
     if row.addr < 0:

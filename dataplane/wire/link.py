@@ -39,7 +39,7 @@ from dataplane.wire.fields import (
 )
 
 
-@njit(forceinline=True)
+@njit
 def ethernet(mem, at, end, row):
     if end - at < 14:
         stop(row, SHORT_LINK)
@@ -74,7 +74,7 @@ def loopback(mem, at, end, row):
     return 0, at
 
 
-@njit(forceinline=True)
+@njit
 def link(mem, at, end, row, kind):
     if kind == ETHERNET:
         return ethernet(mem, at, end, row)

@@ -26,7 +26,7 @@ from dataplane.wire.fields import (
 )
 
 
-@njit(forceinline=True)
+@njit
 def network(mem, at, end, row, ethertype, uncaptured):
     if end <= at:
         stop(row, SHORT_IP)
@@ -42,7 +42,7 @@ def network(mem, at, end, row, ethertype, uncaptured):
     return -1, at, end, 0
 
 
-@njit(forceinline=True)
+@njit
 def ipv4(mem, at, end, row, uncaptured):
     """RFC 791. A total length of 0 is segmentation offload: the frame's length stands in."""
     if end - at < 20:

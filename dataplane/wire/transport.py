@@ -19,7 +19,7 @@ from dataplane.wire.fields import (
 from dataplane.wire.flowhash import one_address
 
 
-@njit(forceinline=True)
+@njit
 def transport(mem, at, end, row, length, options):
     """Ports or type and code, TCP flags, payload length; the lists that the packet belongs to.
 
@@ -54,7 +54,7 @@ def transport(mem, at, end, row, length, options):
     return kinds
 
 
-@njit(forceinline=True)
+@njit
 def payload(mem, at, length, udp):
     """Payload bytes: UDP by its length field (0 in a jumbogram: RFC 2675, 4), TCP by its data offset (RFC 9293)."""
     field = be16(mem, at + 4)

@@ -1,4 +1,4 @@
-"""The loop: read blocks, decode them, run the detectors, hand their events on. Knows no header, detector or sink by name.
+"""The loop: read blocks, decode them, run detectors, hand events on. Knows no header, detector or sink by name.
 
 With several workers the blocks of a group are decoded side by side, then each worker runs all detectors over all of
 them for the states it owns. Events are delivered in the order of the capture clock, whoever made them and however the

@@ -129,15 +129,17 @@ def advance(table, at, target, events, params, turn):
         control.started, control.now, control.swept = 1, target, target
     control.now = max(control.now, target)
     first = max(control.swept, control.now - WHEEL_TICKS) + 1
+    wheel = control.wheel
     for t in range(first, control.now + 1):
-        head = control.wheel + (t & (WHEEL_TICKS - 1))
+        head = wheel + (t & (WHEEL_TICKS - 1))
         slot = np.int64(word(at.after, head))
         while slot != head:
             following = np.int64(word(at.after, slot))
             if not fire(table, at, slot, events, params, turn):
+                control.swept = t - 1
                 return False
             slot = following
-        control.swept = t
+    control.swept = control.now
     return True
 
 

@@ -1,4 +1,4 @@
-"""A detector at work: its loop, its table, its event buffer, for one worker. Knows what a detector is, but no detector."""
+"""A detector at work: its loop, table and event buffer, for one worker. Knows what a detector is, but no detector."""
 
 import functools
 import hashlib

@@ -33,8 +33,8 @@ START_NS = 1_700_000_000 * 10**9
 FRAMES_MOST = 3000  # of one capture
 WINDOW_GAP_NS = 10**9  # between the windows, which follow each other in time whatever the captures say
 BLOCK_FRAMES = 1000
-FILE_FRAMES = 64
-CAPACITY = 48  # states a table: one block, some are given up in emergency
+FILE_FRAMES = 100
+CAPACITY = 96  # states a table: some are given up in emergency
 LINKTYPES = (0, 1, 12, 14, 101, 108, 113, 228, 229, 276, 105, 147, 65535)
 TIMES = (0, 1, -1, 2**63 - 1, -(2**63) + 1, 2**62, 9_223_372_035 * 10**9, -9_223_372_035 * 10**9, 10**18)
 SPECIAL = (0, 1, 4, 5, 7, 8, 0x45, 0x60, 0x7F, 0x80, 0xFF)
@@ -196,8 +196,8 @@ def mutant_file(frames, seed, number):
         data = write.pcap(packets, order, magic, (2, rng.choice((2, 3, 4, 4, 4))), frames[0].linktype)
     else:
         data = mutant_pcapng(frames, times, order, rng)
-    data = damaged(data, rng, rng.randrange(4))
-    if rng.random() < 0.3:
+    data = damaged(data, rng, rng.randrange(3))
+    if rng.random() < 0.15:
         return damaged(gzip.compress(data, 1), rng, rng.randrange(2))
     return data
 

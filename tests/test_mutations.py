@@ -86,23 +86,24 @@ def test_headers(files, tunnels):
         assert ledger.clock["backwards"] and ledger.clock["jumps"] and ledger.clock["timeless"]
 
 
-def test_files(files, tmp_path, monkeypatch):
+@pytest.mark.parametrize("half", [0, 1])
+def test_files(files, tmp_path, monkeypatch, half):
     monkeypatch.setattr(tshark, "open_tshark", no_tshark)
-    engine, frames, stopped = mutants.new_engine(Count), mutants.mutants(files, SEED, 8 * MUTANTS), 0
-    path = tmp_path / "mutant"
+    seed, stopped, path = SEED + half, 0, tmp_path / "mutant"
+    engine, frames = mutants.new_engine(Count), mutants.mutants(files, seed, 8 * MUTANTS)
     for number in itertools.count():
-        if engine.seen >= MUTANTS:
+        if engine.seen >= MUTANTS // 2:
             break
         some = list(itertools.islice(frames, mutants.FILE_FRAMES))
-        path.write_bytes(mutants.mutant_file(some, SEED, number))
+        path.write_bytes(mutants.mutant_file(some, seed, number))
         try:
-            source = open_capture(path, mutants.BLOCK_FRAMES)
+            source = open_capture(path, engine.batch_rows)
             engine.run(source)
             stopped += source.problem is not None
         except CaptureError:
             stopped += 1
         except Exception as error:
-            raise AssertionError(f"seed {SEED}, file {number}") from error
+            raise AssertionError(f"seed {seed}, file {number}") from error
     settled(engine)
     assert number > stopped > number // 10
 

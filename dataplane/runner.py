@@ -32,8 +32,10 @@ LOOP = Path(__file__).with_name("loop.py")
 
 
 @functools.cache
-def bind(detector):
+def bind(detector, _params):
     """The detector's own loop: loop.py executed with DETECTOR set, as a module that numba can keep on disk.
+
+    One for each dtype of params rows, since a Kernel takes one set of types only.
 
     Its kernels' names hold a hash of the detector's source, so that a changed detector is compiled anew.
     """
@@ -103,7 +105,7 @@ def copied(array):
 
 def make_runners(detector, params, capacity, workers):
     """A runner for each worker; together they own one table of `capacity` states."""
-    kernels = bind(detector)
+    kernels = bind(detector, params.dtype)
     tables = new_tables(capacity, detector.state, workers)
     return [Runner(detector, kernels, table, params, (i, workers)) for i, table in enumerate(tables)]
 

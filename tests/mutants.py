@@ -1,7 +1,8 @@
 """Damage: frames and whole capture files with bytes changed, cut out and put in. Judges nothing.
 
-A mutant is known by a seed and a number and can be made again alone. `python -m tests.mutants FOLDER SEED COUNT` runs the
-engine over mutants of the captures in FOLDER and prints what came out, to be compared between compiled and interpreted.
+A mutant is known by a seed and a number and can be made again: `mutants(files, seed, number + 1)` ends with it.
+`python -m tests.mutants FOLDER SEED COUNT` runs the engine over mutants of the captures in FOLDER and prints what came
+out, to be compared between compiled and interpreted.
 """
 
 import gzip
@@ -137,7 +138,7 @@ def batches(files, seed, count):
 
 
 def windows(files):
-    """Yield frames without end, a window of each capture in turn; time goes on from frame to frame, with no long gaps."""
+    """Yield frames without end, a window of each capture in turn; time goes on from one to the next in short steps."""
     now = START_NS
     for turn in itertools.count():
         for frames in files:
@@ -155,8 +156,9 @@ def block_of(frames, gap=b""):
     made = rows(FRAME, len(frames))
     made["offset"] = np.cumsum([0] + [len(f.data) + len(gap) for f in frames[:-1]])
     made["caplen"] = [len(f.data) for f in frames]
-    for name, values in (("ts", "ts"), ("len", "length"), ("linktype", "linktype"), ("flags", "flags"), ("nsec", "nsec")):
-        made[name] = [getattr(f, values) for f in frames]
+    made["len"] = [f.length for f in frames]
+    for name in ("ts", "linktype", "flags", "nsec"):
+        made[name] = [getattr(f, name) for f in frames]
     return Block(np.frombuffer(bytearray(data), np.uint8), made)
 
 
@@ -206,7 +208,12 @@ def mutant_pcapng(frames, times, order, rng):
     """A section with interfaces of several resolutions, and their packets in the three kinds of blocks."""
     links = sorted({f.linktype for f in frames})
     data = write.section(order) + b"".join(write.interface(order, link, 0, 9) for link in links)
-    data += write.interface(order, 1, rng.choice((0, 40)), rng.choice((0, 6, 19, 0x80, 0xBF)), rng.choice((0, 2**62, -(2**62))))
+    snaplen, resolution, offset = (
+        rng.choice((0, 40)),
+        rng.choice((0, 6, 19, 0x80, 0xBF)),
+        rng.choice((0, 2**62, -(2**62))),
+    )
+    data += write.interface(order, 1, snaplen, resolution, offset)
     kinds = 16 if rng.random() < 0.1 else 128  # the strange interface makes the clock jump, which is slow interpreted
     for (s, ns), f in zip(times, frames, strict=True):
         number, kind = links.index(f.linktype), rng.randrange(kinds)

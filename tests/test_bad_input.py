@@ -1,4 +1,4 @@
-"""Bad input through the command line: what was read is delivered and counted, one sentence says what is wrong, no crash."""
+"""Bad input to the command line: what was read is delivered and counted, one sentence says what is wrong."""
 
 import gzip
 import json
@@ -84,7 +84,7 @@ def test_corrupt_records(tmp_path):
 
 def test_damaged_gzip(tmp_path):
     """What was unpacked before the damage is delivered."""
-    packed = bytearray(gzip.compress(PCAP * 1, 0))
+    packed = bytearray(gzip.compress(PCAP, 0))
     packed[-12] ^= 255  # of the stored data: only the checksum at the end tells
     replayed = Replayed(tmp_path, packed)
     assert stopped_at(replayed, 20) == len(PCAP) and "gzip data is damaged" in replayed.err
@@ -146,13 +146,19 @@ def test_one_bad_file_among_good_ones(tmp_path):
         (tmp_path / name).write_bytes(data)
     names = [tmp_path / name for name in "abcd"]
     ended = run("replay", *names, "-o", tmp_path / "out.jsonl", "--detectors", "flow")
-    assert ended.status == INPUT and "40 packets" in ended.err.replace("41", "40")
+    assert ended.status == INPUT and "40 packets" in ended.err
     assert [sum(f"{name}:" in line for line in ended.err.splitlines()) for name in names] == [0, 1, 1, 0]
 
 
 def unwritable(tmp_path):
     (tmp_path / "is.jsonl").mkdir()
-    return tmp_path / "missing" / "out.jsonl", tmp_path / "is.jsonl", f"jsonl:{tmp_path}", f"parquet:{tmp_path}", "csv:/proc/x/y"
+    return (
+        tmp_path / "missing" / "out.jsonl",
+        tmp_path / "is.jsonl",
+        f"jsonl:{tmp_path}",
+        f"parquet:{tmp_path}",
+        "csv:/proc/x/y",
+    )
 
 
 @pytest.mark.parametrize("which", range(5))
@@ -201,7 +207,7 @@ def test_stdout_full(tmp_path, argv):
 
 
 def nanoseconds(times, frame=FRAME):
-    """A pcapng with interface 0 of nanoseconds, 1 of seconds and 2 of seconds before 1970; times: (interface, units)."""
+    """A pcapng of (interface, units) times; interface 0 counts nanoseconds, 1 seconds, 2 seconds long before 1970."""
     interfaces = ((9, 0), (0, 0), (0, -(2**62)))
     data = write.section() + b"".join(write.interface(resolution=r, offset=o) for r, o in interfaces)
     return data + b"".join(write.enhanced(count, frame, number=number) for number, count in times)
@@ -276,4 +282,4 @@ def test_in_a_process_of_its_own(tmp_path):
     ):
         ended = launch(*argv)
         assert ended.status == status and ended.err.count("pcap:") + ended.err.count("jsonl:") == 1
-        assert "Traceback" not in ended.err and "Warning" not in ended.err
+        assert "Traceback" not in ended.err

@@ -2,28 +2,37 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from dataplane.census import Census, packets_kernel
+from dataplane.records import JIT
 from tests import captures as write
 from tests import packets as make
 from tests.helpers import run
+from tests.naive import pcapfile
+from tests.rows import block_of, fill
 
 MALFORMED = "malformed/"
 OUTCOMES = (0, 4)  # done; input cut short
 
-# Where we differ and are right. tshark shows the last address of a source route as ip.dst (packet-ip.c), so that it finds
-# three TCP flows; the destination in all eight IPv4 headers is 13.14.15.16. tshark 4.0 takes an IPv6 payload length of 0
-# without a jumbo option (Linux BIG TCP) as no payload, so it finds neither UDP header nor flow.
+# Where we differ and are right. tshark shows the last address of a source route as ip.dst (packet-ip.c), so that it
+# finds three TCP flows; the destination in all eight IPv4 headers is 13.14.15.16. tshark 4.0 takes an IPv6 payload
+# length of 0 without a jumbo option (Linux BIG TCP) as no payload, so it finds neither UDP header nor flow.
 PROVEN = {
     "suricata-detect-ipopts.pcap": {"flows.tcp": (3, 1)},
-    "tcpdump-bigtcp-ipv6-vxlan-ipv6.pcap": {"counts.udp": (0, 1), "counts.udp_unfragmented": (0, 1), "flows.udp": (0, 1)},
+    "tcpdump-bigtcp-ipv6-vxlan-ipv6.pcap": {
+        "counts.udp": (0, 1),
+        "counts.udp_unfragmented": (0, 1),
+        "flows.udp": (0, 1),
+    },
 }
 
 
 def counted(paths, folder):
     """What --stats says of each file."""
     out = folder / "stats.json"
-    done = run("replay", *paths, "-o", "null", "--stats", out)
+    done = run("replay", *paths, "--detectors", "icmp_loop", "-o", "null", "--stats", out)
     assert done.status in OUTCOMES, done.err
     stats = json.loads(out.read_text())
     assert stats["ledger"]["balanced"]
@@ -67,7 +76,8 @@ def test_every_well_formed_capture(corpus, tmp_path):
 
 def test_ptp_captures(corpus, tmp_path):
     oracle = oracle_of(corpus, "oracle-ptp-real.json")
-    for name, facts in oracle.items():
+    assert len(oracle) == 20
+    for name, facts in list(oracle.items())[:: 1 if JIT else 7]:
         path = str(corpus / "pcaps" / name)
         assert differences(counted([path], tmp_path)["files"][path], facts) == {}, name
 
@@ -99,8 +109,6 @@ def test_several_files_are_counted_apart(corpus, tmp_path):
 
 
 def frames_of(path):
-    from tests.naive import pcapfile
-
     return pcapfile.read(path.read_bytes())[0]
 
 
@@ -131,7 +139,9 @@ def stats_of(data, folder):
 
 def test_times_run_back_and_are_missing(tmp_path):
     frames = [write.enhanced((SECONDS + s) * 10**6, FRAME) for s in (5, 3, 9)]
-    time = stats_of(write.section() + write.interface() + frames[0] + write.simple(FRAME, 99) + b"".join(frames[1:]), tmp_path)["time"]
+    time = stats_of(
+        write.section() + write.interface() + frames[0] + write.simple(FRAME, 99) + b"".join(frames[1:]), tmp_path
+    )["time"]
     times = {name: time[name] - SECONDS * 10**9 for name in ("first_ns", "last_ns", "min_ns", "max_ns")}
     assert times == {"first_ns": 5 * 10**9, "last_ns": 9 * 10**9, "min_ns": 3 * 10**9, "max_ns": 9 * 10**9}
     assert (time["without_timestamp"], time["monotonic"]) == (1, False)
@@ -150,11 +160,6 @@ def test_times_beyond_int64(tmp_path, offset):
 
 
 def test_a_set_of_flows_that_is_full_counts_what_it_left_out():
-    import numpy as np
-
-    from dataplane.census import OTHERS, Census, packets_kernel
-    from tests.rows import block_of, fill
-
     frames = [make.eth(make.ipv4("10.0.0.1", "10.0.0.2", make.udp(port, 5))) for port in range(1, 41)]
     batch = fill(block_of([(frame, len(frame), 1) for frame in frames * 2]))
     census = Census()
@@ -162,4 +167,3 @@ def test_a_set_of_flows_that_is_full_counts_what_it_left_out():
     packets_kernel(batch.packets, batch.size, census.protocols, census.counts, census.others, census.slots)
     assert census.others[0].udp_flows == 24
     assert census.others[0].uncounted == 32
-    assert len(OTHERS.names) == len(set(OTHERS.names))

@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 
+import detectors as registry
 from bench import traffic
 from dataplane.capture import expand, open_capture
 from dataplane.records import JIT
@@ -16,7 +17,6 @@ from tests.helpers import replay_bytes, run_engine
 from tests.mutants import new_engine
 
 WORKERS, BATCHES = (1, 2, 4), (64, 4096)
-HOUR_NS = 3600 * 10**9
 STEPS_S = (-1, -59, -61, -3600, -(10**9), 30, 600, 3599, 3601, 86400, 10**8)  # in time, at a jump
 CORPUS = (
     "ndpi-1kxun.pcap", "ndpi-ptpv2.pcap", "ndpi-rtp.pcapng", "ndpi-youtube_quic.pcap", "ndpi-icmp-tunnel.pcap",
@@ -100,7 +100,7 @@ def test_corpus(corpus, tmp_path, name):
 
 def test_emergency_and_clock_jumps(generated, tmp_path):
     """Tables that hold far too little, and time that jumps."""
-    options = {"settings": {name: {"capacity": TINY} for name in ("iqn", "icmp_loop", "probe_stream", "sandwich", "ptp", "flow")}}
+    options = {"settings": {name: {"capacity": TINY} for name in registry.DETECTORS}}
     engine, events = run_engine(generated[1], **options)
     assert engine.ledger.clock["jumps"] > 2 and engine.ledger.clock["backwards"]
     assert engine.ledger.states["flow"]["emergency"] > PACKETS // 20

@@ -41,7 +41,7 @@ def place(event):
 
 @pytest.mark.parametrize(("workers", "batch_rows"), [(1, 4096), (1, 64), (3, 64)])
 def test_order_of_delivery(folder, captures, workers, batch_rows, monkeypatch):
-    """By capture clock, deadlines before packets, then by packet, then by detector; also where few are handed on at a time."""
+    """By capture clock, deadlines before packets, then by packet, then by detector; also in small parts."""
     monkeypatch.setattr(module, "DELIVER_EVENTS", 10)
     files = captures if JIT else captures[::5]
     _, keep = run_rows(files, workers=workers, batch_rows=batch_rows)
@@ -64,7 +64,9 @@ def test_what_caused_an_event_is_known(captures):
         assert event["code"] > 0
 
 
-@pytest.mark.parametrize("options", [dict(workers=2), dict(workers=4, batch_rows=16), dict(batch_rows=1), dict(batch_rows=100)])
+@pytest.mark.parametrize(
+    "options", [dict(workers=2), dict(workers=4, batch_rows=16), dict(batch_rows=1), dict(batch_rows=100)]
+)
 def test_the_same_bytes_whoever_works(folder, options):
     files = ["loops.pcap", "ptp_crowd.pcap", "stalls_ipv4.pcap", "sandwich.pcap", "damage_time.pcap"]
     paths = [folder / name for name in files[:: 1 if JIT else 2]]
@@ -99,7 +101,9 @@ def many_flows(path, count):
     records = []
     for i in range(count):
         source = f"10.0.{i >> 8}.{i & 255}"
-        records.append(Record(1_700_000_000 * SECOND_NS + i * 1000, build.eth(build.ipv4(source, "192.0.2.1", build.udp(7, 9)))))
+        records.append(
+            Record(1_700_000_000 * SECOND_NS + i * 1000, build.eth(build.ipv4(source, "192.0.2.1", build.udp(7, 9))))
+        )
     path.write_bytes(pcap(records))
     return path
 
@@ -215,14 +219,17 @@ def test_a_ledger_out_of_balance_says_so(change, sentence):
 def test_delivery_order_against_sorted():
     rng = random.Random(1)
     kind = np.dtype([("order", np.int64), ("by_packet", np.uint8), ("cause", np.int64)])
-    parts = [(None, np.array([(rng.randrange(3), rng.randrange(2), rng.randrange(3)) for _ in range(50)], kind)) for _ in range(3)]
+    parts = [
+        (None, np.array([(rng.randrange(3), rng.randrange(2), rng.randrange(3)) for _ in range(50)], kind))
+        for _ in range(3)
+    ]
     every = [(*map(int, row), part, i) for part, (_, rows) in enumerate(parts) for i, row in enumerate(rows)]
     assert delivery_order(parts).tolist() == [list(entry[3:]) for entry in sorted(every)]
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_age_ranges_are_small_enough(seed, monkeypatch):
-    """Each state is in one range; no range holds more states than a buffer takes, though a number occurs in each detector."""
+    """Each state is in one range; none holds more than a buffer takes, though a number occurs in each detector."""
     monkeypatch.setattr(module, "FINISH_STATES", 100)
     rng = np.random.default_rng(seed)
     borns = [np.unique(rng.integers(0, 2000, rng.integers(0, 900))) for _ in range(6)]

@@ -31,7 +31,14 @@ def record(event):
     size = 4 if event["ip_version"] == 4 else 16
     ports = (0, 0) if event["proto"] in naive.NO_PORTS else (int(event["sport"]), int(event["dport"]))
     assert event["duration_ns"] == event["end_ns"] - event["start_ns"]
-    names = ("pkts_toserver", "pkts_toclient", "bytes_toserver", "bytes_toclient", "tcp_flags_toserver", "tcp_flags_toclient")
+    names = (
+        "pkts_toserver",
+        "pkts_toclient",
+        "bytes_toserver",
+        "bytes_toclient",
+        "tcp_flags_toserver",
+        "tcp_flags_toclient",
+    )
     return (
         (bytes(event["src"][:size]), ports[0]), (bytes(event["dst"][:size]), ports[1]), int(event["proto"]),
         int(event["start_ns"]), int(event["end_ns"]), *(int(event[name]) for name in names), REASONS[event["reason"]],
@@ -120,7 +127,16 @@ def test_packets_and_bytes_of_tshark(corpus, tshark, name):
 
 
 def packet(ts, back=False, flags=0, length=100):
-    return dict(ts=ts, hash=7, proto=6, sport=2 if back else 1, dport=1 if back else 2, flags=int(back), tcp_flags=flags, len=length)
+    return dict(
+        ts=ts,
+        hash=7,
+        proto=6,
+        sport=2 if back else 1,
+        dport=1 if back else 2,
+        flags=int(back),
+        tcp_flags=flags,
+        len=length,
+    )
 
 
 def driven(*fields, **options):
@@ -154,13 +170,21 @@ def test_a_rst_or_two_fins_end_a_record_after_stragglers():
     events = driven(packet(0, flags=fin), packet(1, True, fin), packet(2, flags=ack), packet(6 * SECOND_NS, flags=ack))
     assert reasons(events) == ["tcp_end", "end_of_input"]
     assert (events[0]["tcp_flags_toserver"], events[0]["tcp_flags_toclient"]) == (fin | ack, fin)
-    assert reasons(driven(packet(0), packet(1, True, rst), packet(6 * SECOND_NS, flags=2))) == ["tcp_end", "end_of_input"]
+    assert reasons(driven(packet(0), packet(1, True, rst), packet(6 * SECOND_NS, flags=2))) == [
+        "tcp_end",
+        "end_of_input",
+    ]
     assert reasons(driven(packet(0, flags=fin), packet(1, True, ack), packet(6 * SECOND_NS))) == ["end_of_input"]
 
 
 def test_the_first_packet_gives_the_direction():
     event = driven(packet(0, True, length=60), packet(1, length=1500), packet(2, length=1500))[0]
-    assert [int(event[name]) for name in ("pkts_toserver", "pkts_toclient", "bytes_toserver", "bytes_toclient")] == [1, 2, 60, 3000]
+    assert [int(event[name]) for name in ("pkts_toserver", "pkts_toclient", "bytes_toserver", "bytes_toclient")] == [
+        1,
+        2,
+        60,
+        3000,
+    ]
     assert (event["sport"], event["dport"]) == (2, 1)
 
 

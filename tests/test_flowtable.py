@@ -144,14 +144,28 @@ def key_of(i, homes):
     return np.uint64((i * 0x9E3779B97F4A7C15 & 0xFFFFFFFF00000000) | (i % homes * 37 % 65536) << 20 | i << 2 | 2)
 
 
-DEADLINES = (0, 1, -5, TICK_NS, 3 * TICK_NS + 1, SECOND_NS, 60 * SECOND_NS, TURN_NS, TURN_NS + 1, 3 * TURN_NS, 400 * SECOND_NS)
+DEADLINES = (
+    0,
+    1,
+    -5,
+    TICK_NS,
+    3 * TICK_NS + 1,
+    SECOND_NS,
+    60 * SECOND_NS,
+    TURN_NS,
+    TURN_NS + 1,
+    3 * TURN_NS,
+    400 * SECOND_NS,
+)
 
 
 def chance(rng, keys, homes, count):
     """Packets of `keys` flows with deadlines that move nearer and farther, pauses, jumps of the clock."""
     clock, asked = rng.choice((0, -400 * SECOND_NS, 1_700_000_000 * SECOND_NS, -3 * TICK_NS)), []
     for _ in range(count):
-        clock += rng.choice((0, 0, 1, TICK_NS, rng.randrange(SECOND_NS), rng.randrange(20 * SECOND_NS) if rng.random() < 0.2 else 0))
+        clock += rng.choice(
+            (0, 0, 1, TICK_NS, rng.randrange(SECOND_NS), rng.randrange(20 * SECOND_NS) if rng.random() < 0.2 else 0)
+        )
         if rng.random() < 0.01:
             clock += rng.choice((TURN_NS - 1, TURN_NS, 2 * TURN_NS + 5, 3600 * SECOND_NS))
         what = rng.choices((QUIET, TELL, END_QUIETLY, END_TELLING), (8, 4, 1, 1))[0]
@@ -280,7 +294,9 @@ def test_a_long_deadline_is_looked_at_once_a_turn_and_fires_once():
     asked = [(0, key_of(1, 1), QUIET, 10 * TURN_NS, 0, 0)]
     asked += [(i * SECOND_NS, key_of(2, 1), QUIET, TURN_NS, 0, 0) for i in range(1, 700)]
     events = Replay(packets_of(asked), cuts=range(1, 700)).events()
-    assert [(int(e["order"]), int(e["cause"])) for e in events if e["why"] == DUE and e["cause"] == 0] == [(10 * TURN_NS, 0)]
+    assert [(int(e["order"]), int(e["cause"])) for e in events if e["why"] == DUE and e["cause"] == 0] == [
+        (10 * TURN_NS, 0)
+    ]
     assert [int(e["cause"]) for e in events if e["why"] == END] == [1]
 
 
@@ -301,7 +317,7 @@ def test_key_0_is_not_for_the_detector():
 
 @pytest.mark.parametrize("seed", range(12 if JIT else 4))
 def test_find_against_a_dict(seed):
-    """Random takes and frees in two blocks: each key is found where it was put, free slots are found while there are any."""
+    """Random takes and frees in two blocks: each key is found where it was put, and a free slot for each other."""
     rng = random.Random(seed)
     table = new_tables(64, STATE)[0]
     at, control = places(table), table.control[0]
@@ -348,7 +364,9 @@ def test_marks_of_used_slots_are_swept():
     assert not table.keys.any()
 
 
-@pytest.mark.parametrize("due", [0, 1, -1, TICK_NS, TICK_NS + 1, -TICK_NS, 2**62, -(2**62) - 1, 1_700_000_000 * SECOND_NS])
+@pytest.mark.parametrize(
+    "due", [0, 1, -1, TICK_NS, TICK_NS + 1, -TICK_NS, 2**62, -(2**62) - 1, 1_700_000_000 * SECOND_NS]
+)
 def test_tick_of_a_deadline_is_rounded_up(due):
     assert tick_of(due) == -(-due // TICK_NS)
 
@@ -370,7 +388,9 @@ def test_memory_is_as_announced():
     for workers in (1, 3):
         runners = make_runners(DETECTOR, params_rows(DETECTOR), 1000, workers)
         table = runners[0].table
-        held = sum(array.nbytes for array in (table.keys, table.states, table.heads, table.after, table.before, table.crowd))
+        held = sum(
+            array.nbytes for array in (table.keys, table.states, table.heads, table.after, table.before, table.crowd)
+        )
         held += sum(runner.events.nbytes for runner in runners)
         announced = runner_bytes(DETECTOR, 1000, workers)
         assert announced <= held <= announced + (workers - 1) * WHEEL_TICKS * 16

@@ -158,7 +158,8 @@ def test_no_byte_is_read_behind_a_frame(files):
 @pytest.mark.parametrize("seed", [SEED, SEED + 1])
 def test_compiled_and_interpreted_agree(folder, seed):
     command = [sys.executable, "-W", "ignore", "-m", "tests.mutants", str(folder), str(seed), str(SAMPLE // 2)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, stdout=subprocess.PIPE, check=True)
+    without_jit = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=without_jit, stdout=subprocess.PIPE, check=True)
     compiled = mutants.outcome(folder, seed, SAMPLE // 2, CORPUS)
     assert len(compiled.splitlines()) > SAMPLE // 20
     assert compiled.splitlines() == done.stdout.splitlines()

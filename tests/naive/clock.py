@@ -13,8 +13,8 @@ def signed(n):
 def clocks(times):
     """(the clock of each frame, counts); the time None is that of a frame without one.
 
-    It follows the timestamps of a time base, never backwards. A step of more than an hour ahead counts as an hour, one of
-    more than a minute behind the clock as none: both begin a new time base.
+    It follows the timestamps of a time base, never backwards. A step of more than an hour ahead counts as an hour, one
+    of more than a minute behind the clock as none: both begin a new time base.
     """
     now = base = last = None
     found, counts = [], dict(backwards=0, jumps=0, timeless=0)

@@ -1,7 +1,7 @@
 """Slow twin of detectors.flow: flow records of decoded frames, from the definition. Knows no table and no wheel.
 
-A flow is {(address, port), (address, port)} and the protocol. Its record ends with the first deadline that has come before
-a packet of the flow, or before the end of the input: `idle` after the last packet, `active` after the first,
+A flow is {(address, port), (address, port)} and the protocol. Its record ends with the first deadline that has come
+before a packet of the flow, or before the end of the input: `idle` after the last packet, `active` after the first,
 `tcp_close` after the packet with a RST or the second FIN. Deadlines are rounded up to multiples of 2**24 ns.
 """
 
@@ -27,7 +27,9 @@ def packets_of(frames):
     times = [ts if ts is not None and -(2**63) < ts < 2**63 else None for _, ts, _, _ in frames]
     found = []
     for (data, _, length, linktype), ts, clock in zip(frames, times, clocks(times)[0], strict=True):
-        found.append(Packet(clock if ts is None else ts, clock, min(length, 2**31 - 1), wire.decode(data, length, linktype)))
+        found.append(
+            Packet(clock if ts is None else ts, clock, min(length, 2**31 - 1), wire.decode(data, length, linktype))
+        )
     return found
 
 
@@ -83,5 +85,6 @@ class Flow:
 
     def record(self):
         return (
-            self.source, self.target, self.proto, self.first, self.last, *self.packets, *self.bytes, *self.flags, self.reason,
+            self.source, self.target, self.proto, self.first, self.last,
+            *self.packets, *self.bytes, *self.flags, self.reason,
         )  # fmt: skip

@@ -2,8 +2,8 @@
 
     found = decode(frame, on_the_wire, linktype, tunnels={"gre"})
 
-gives a dict: `reason`, `flags` (names in records), `lists` (names in records.KINDS), addresses as bytes, and the fields of
-PACKET by name. Fields that belong to a list are there if the packet is in it.
+gives a dict: `reason`, `flags` (names in records), `lists` (names in records.KINDS), addresses as bytes, and the fields
+of PACKET by name. Fields that belong to a list are there if the packet is in it.
 """
 
 import struct
@@ -19,7 +19,18 @@ OFFICIAL_FROM = 0x8700  # IANA: protocols above are known not to be IP
 ICMP, IPIP, TCP, UDP, IP6_IN_IP, GRE, ICMPV6, SCTP = 1, 4, 6, 17, 41, 47, 58, 132
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 BSD_INET, BSD_INET6 = 2, (24, 28, 30)
-PTP_LEAST = {0: 44, 1: 44, 2: 54, 3: 54, 8: 44, 9: 54, 10: 54, 11: 64, 12: 44, 13: 48}  # IEEE 1588-2019, 13.6 to 13.12, 15.4
+PTP_LEAST = {
+    0: 44,
+    1: 44,
+    2: 54,
+    3: 54,
+    8: 44,
+    9: 54,
+    10: 54,
+    11: 64,
+    12: 44,
+    13: 48,
+}  # IEEE 1588-2019, 13.6 to 13.12, 15.4
 INT64_SECONDS = 9_000_000_000
 
 
@@ -39,8 +50,8 @@ def u16(data, at):
 def decode(frame, length, linktype, tunnels=()):
     """frame: bytes captured; length: bytes on the wire."""
     p = dict(
-        reason="ok", flags=set(), lists=set(), src=None, dst=None, ip_version=0, proto=0, sport=0, dport=0, tos=0, ttl=0,
-        tcp_flags=0, first_byte=0, vlan=0, payload_len=0,
+        reason="ok", flags=set(), lists=set(), src=None, dst=None, ip_version=0, proto=0, sport=0, dport=0, tos=0,
+        ttl=0, tcp_flags=0, first_byte=0, vlan=0, payload_len=0,
     )  # fmt: skip
     if len(frame) < length:
         p["flags"].add("CUT")

@@ -17,7 +17,7 @@ from dataplane.ledger import Ledger
 from dataplane.records import rows
 from dataplane.runner import FINISH_STATES, make_runners
 
-GROUP_PACKETS, GROUP_BATCHES = 131_072, 32  # what several workers have in hand at most; at least 2 batches each
+GROUP_PACKETS, GROUP_BATCHES = 65_536, 32  # what several workers have in hand at most; at least 2 batches each
 DELIVER_EVENTS = 4096  # events are sorted and handed on when so many have come together, or after so many packets
 DELIVER_PACKETS = 262_144
 STATE_COUNTS = ("created", "expired", "emergency", "live")

@@ -40,7 +40,8 @@ def params_rows(detector, **given):
     unknown = set(given) - {option.name for option in detector.options}
     assert not unknown, f"{detector.name} has no option {unknown}"
     fields = [(option.name, TYPES.get(option.kind, np.int64)) for option in detector.options]
-    made = rows(np.dtype([*fields, ("secret", np.uint64), *((name, np.int64) for name in detector.derived)], align=True), 1)
+    fields += [("secret", np.uint64), *((name, np.int64) for name in detector.derived)]
+    made = rows(np.dtype(fields, align=True), 1)
     row = made[0]
     row.secret = SECRET
     for option in detector.options:

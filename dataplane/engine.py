@@ -1,8 +1,9 @@
 """The loop: read blocks, decode them, run detectors, hand events on. Knows no header, detector or sink by name.
 
-With several workers the blocks of a group are decoded side by side, then each worker runs all detectors over all of
-them for the states it owns. Events are delivered in the order of the capture clock, whoever made them and however the
-capture was cut into blocks: a deadline before the packets of the same instant, then by packet number, then by detector.
+With several workers one half of them reads and decodes the next group of blocks while the other half runs the detectors
+over the last one, each for the states it owns. Events are delivered in order of the capture clock, whoever made them
+and however the capture was cut into blocks: a deadline before the packets of the same instant, then by packet number,
+then by detector.
 """
 
 import time
@@ -17,7 +18,7 @@ from dataplane.ledger import Ledger
 from dataplane.records import rows
 from dataplane.runner import FINISH_STATES, make_runners
 
-GROUP_PACKETS, GROUP_BATCHES = 65_536, 32  # what several workers have in hand at most; at least 2 batches each
+GROUP_PACKETS, GROUP_BATCHES = 32_768, 32  # in a group, with several workers: at most; at least one batch each
 DELIVER_EVENTS = 4096  # events are sorted and handed on when so many have come together, or after so many packets
 DELIVER_PACKETS = 262_144
 STATE_COUNTS = ("created", "expired", "emergency", "live")
@@ -34,12 +35,13 @@ class Engine:
         self.detectors = [detector for detector, _, _ in detectors]
         self.sink, self.options, self.agent_id = sink, options, agent_id
         self.workers, self.batch_rows = workers, batch_rows
-        self.group_size = 1 if workers == 1 else max(2 * workers, min(GROUP_PACKETS // batch_rows, GROUP_BATCHES))
+        shares = max(1, workers // 2)
+        self.group_size = 1 if workers == 1 else max(workers, min(GROUP_PACKETS // batch_rows, GROUP_BATCHES))
         self.hold = self.group_size if workers == 1 else 2 * self.group_size
-        self.batches = [Batch(batch_rows) for _ in range(self.group_size)]
-        per_detector = [make_runners(*d, workers) for d in detectors]
-        self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[]] * workers
-        self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        self.batches = [[Batch(batch_rows) for _ in range(self.group_size)] for _ in range(1 if workers == 1 else 2)]
+        per_detector = [make_runners(*d, shares) for d in detectors]
+        self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[]] * shares
+        self.pool = ThreadPoolExecutor(workers) if workers > 2 else None
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
         self.set_clock = Kernel(set_clock)
         self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, 0
@@ -48,19 +50,20 @@ class Engine:
     def run(self, source, watch=None):
         """Read one capture to its end. `watch(batch, block)` sees each batch after decoding, in order.
 
-        The source must keep `hold` blocks valid. Several workers go over one group while the next one is read.
+        The source must keep `hold` blocks valid.
         """
         self.files.append((self.seen, source.name))
-        if not self.pool:
+        if self.workers == 1:
             for group in self.groups(source):
-                self.breathe(group, watch)
+                self.detect(self.decode(group, watch))
             return
-        with ThreadPoolExecutor(1) as driver:
+        with ThreadPoolExecutor(1) as detecting:
             turn = None
             for group in self.groups(source):
+                batches = self.decode(group, watch)
                 if turn:
                     turn.result()
-                turn = driver.submit(self.breathe, group, watch)
+                turn = detecting.submit(self.detect, batches)
             if turn:
                 turn.result()
 
@@ -77,34 +80,26 @@ class Engine:
         if group:
             yield group
 
-    def breathe(self, blocks, watch=None):
-        """One turn of the loop over at most `group_size` blocks."""
-        started = time.perf_counter()
-        batches = self.decode(blocks)
-        if watch:
-            for batch, block in zip(batches, blocks, strict=True):
-                watch(batch, block)
-        started = self.spent("decode", started)
-        self.detect(batches)
-        started = self.spent("detect", started)
-        if self.waiting >= DELIVER_EVENTS or self.seen - self.delivered_at >= DELIVER_PACKETS:
-            self.deliver()
-        self.spent("deliver", started)
-
-    def decode(self, blocks):
-        """Fill a batch from each block; the clock first, since it runs through all of them."""
-        jobs = []
-        for batch, block in zip(self.batches, blocks, strict=False):
+    def decode(self, blocks, watch=None):
+        """A batch of each block. The clock comes first, since it runs through all of them."""
+        started, jobs = time.perf_counter(), []
+        batches = self.batches[0]
+        self.batches.reverse()  # the other ones may still be at work
+        for batch, block in zip(batches, blocks, strict=False):
             jobs.append((batch, block, self.seen, self.set_clock(block.frames, self.clock)))
             self.seen += len(block.frames)
             self.ledger.seen += len(block.frames)
         self.map(lambda job: job[0].fill(job[1], self.options, *job[2:]), jobs)
-        for batch, *_ in jobs:
+        for batch, block, *_ in jobs:
             self.ledger.lists += batch.reasons
-        return [batch for batch, *_ in jobs]
+            if watch:
+                watch(batch, block)
+        self.spent("decode", started)
+        return batches[: len(blocks)]
 
     def detect(self, batches):
-        """Run every worker's detectors over the batches; the events wait in `pending`, a list of arrays a detector."""
+        """Run every detector over the batches. Events wait in `pending`, arrays by detector, until there are enough."""
+        started = time.perf_counter()
 
         def work(runners):
             return [[events for batch in batches for events in runner.work(batch)] for runner in runners]
@@ -114,6 +109,10 @@ class Engine:
                 if events:
                     waiting += events
                     self.waiting += sum(map(len, events))
+        started = self.spent("detect", started)
+        if self.waiting >= DELIVER_EVENTS or self.seen - self.delivered_at >= DELIVER_PACKETS:
+            self.deliver()
+        self.spent("deliver", started)
 
     def map(self, function, jobs):
         return list(self.pool.map(function, jobs)) if self.pool else [function(job) for job in jobs]

@@ -94,8 +94,8 @@ STALL_END = (
     Field("ended_by", np.uint8, "why it ended", ENDED_BY),
 )
 EVENTS = (
-    EventType("iqn.stall_start", STALL_START, "Playback at the client has stopped"),
-    EventType("iqn.stall_end", STALL_END, "A stall is over"),
+    EventType("iqn.stall_start", STALL_START, "playback at the client has stopped"),
+    EventType("iqn.stall_end", STALL_END, "a stall is over"),
 )
 
 OPTIONS = (

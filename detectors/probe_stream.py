@@ -130,7 +130,7 @@ EVENTS = (
             Field("total_jitter_max_ns", np.int64, "its maximum"),
             *(Field(f"total_{name}", np.int64, help + ", null where unknown") for name, help in DELAYS),
         ),
-        "Quality of a probe or RTP stream in one interval and so far",
+        "quality of a probe or RTP stream in one interval and so far",
     ),
 )
 

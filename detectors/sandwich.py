@@ -57,7 +57,7 @@ EVENTS = (
     EventType(
         "sandwich.gap",
         (*WHOSE, Field("gap_ns", np.int64, "(p3_ns - p1_ns) - d_ns, negative where they came closer"), *ARRIVALS),
-        "A sandwich whose P1 and P3 arrived in order",
+        "a sandwich whose P1 and P3 arrived in order",
     ),
     EventType(
         "sandwich.incomplete",
@@ -67,7 +67,7 @@ EVENTS = (
             Field("ended_by", np.uint8, "why it was not waited for any longer", ENDED_BY),
             *ARRIVALS,
         ),
-        "A sandwich without a gap: members lost, out of order or in contradiction",
+        "a sandwich without a gap: members lost, out of order or in contradiction",
     ),
 )
 

@@ -7,7 +7,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all:
 RUN := $(VENV)/bin/python -m
 DEBIAN := tshark tcpdump zstd
-MUTATION_TESTS = $(wildcard tests/test_*mutat*.py tests/test_*damage*.py)
+CHECKED_TESTS = $(wildcard tests/test_*mutat*.py tests/test_*damage*.py tests/test_wire*.py tests/test_flowtable.py)
 
 .PHONY: help demo debian test lint golden defaults bench clean
 
@@ -56,7 +56,7 @@ test: $(VENV)/dev debian lint
 	NUMBA_DISABLE_JIT=1 $(RUN) coverage run -m pytest -n 2
 	$(RUN) coverage combine --quiet
 	$(RUN) coverage report
-	$(if $(MUTATION_TESTS),NUMBA_BOUNDSCHECK=1 $(RUN) pytest -n 2 $(MUTATION_TESTS))
+	NUMBA_BOUNDSCHECK=1 $(RUN) pytest -n 2 $(CHECKED_TESTS)
 
 golden: $(VENV)/dev
 	$(RUN) pytest tests/test_golden.py

@@ -25,6 +25,11 @@ STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
 
 
+def shares_of(workers):
+    """In how many shares the states are divided: one for each worker that detects."""
+    return max(1, workers // 2)
+
+
 class Engine:
     """Detectors over captures.
 
@@ -35,7 +40,7 @@ class Engine:
         self.detectors = [detector for detector, _, _ in detectors]
         self.sink, self.options, self.agent_id = sink, options, agent_id
         self.workers, self.batch_rows = workers, batch_rows
-        shares = max(1, workers // 2)
+        shares = shares_of(workers)
         self.group_size = 1 if workers == 1 else max(workers, min(GROUP_PACKETS // batch_rows, GROUP_BATCHES))
         self.hold = self.group_size if workers == 1 else 2 * self.group_size
         self.batches = [[Batch(batch_rows) for _ in range(self.group_size)] for _ in range(1 if workers == 1 else 2)]

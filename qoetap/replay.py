@@ -7,7 +7,7 @@ import time
 
 import detectors as registry
 from dataplane.capture import CaptureError, expand, open_capture
-from dataplane.engine import Engine
+from dataplane.engine import Engine, shares_of
 from dataplane.runner import runner_bytes
 from dataplane.wire import decode_options
 from dataplane.wire.fields import UNKNOWN_LINK
@@ -136,7 +136,8 @@ class Run:
 def most_bytes(settings, known):
     """Memory that all tables and event buffers may come to use."""
     running = config.chosen(settings, known)
-    return sum(runner_bytes(d, getattr(settings.detectors, n).capacity, settings.workers) for n, d in running.items())
+    shares = shares_of(settings.workers)
+    return sum(runner_bytes(d, getattr(settings.detectors, n).capacity, shares) for n, d in running.items())
 
 
 def announce(settings, known):

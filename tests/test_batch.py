@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from dataplane.batch import BACKWARD_MAX_NS, CLOCK_MAX_NS, FORWARD_MAX_NS, new_clock, set_clock
+from dataplane.batch import BACKWARD_MAX_NS, CLOCK_MAX_NS, FORWARD_MAX_NS, Batch, new_clock, set_clock
 from dataplane.records import FRAME, IP, JIT, KINDS, NO_TIME, QUIC, TIME_NONE, TIME_RANGE, rows
 from dataplane.wire import REASONS
 from tests import packets as make
@@ -167,6 +167,12 @@ def _options():
     from dataplane.wire import decode_options
 
     return (decode_options(b"x"),)
+
+
+def test_a_block_must_fit():
+    block = block_of([(FRAMES["echo"], len(FRAMES["echo"]), 1)] * 3)
+    with pytest.raises(ValueError, match="3 frames for a batch of 2 rows"):
+        Batch(2).fill(block, *_options(), 0, 0)
 
 
 def test_lists_are_as_long_as_the_batch():

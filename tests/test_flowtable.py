@@ -272,6 +272,19 @@ def test_more_deadlines_at_once_than_the_buffer_holds(late_ns):
     balanced(replay)
 
 
+def test_more_deadlines_at_the_end_of_a_batch_than_the_buffer_holds():
+    """Other detectors' packets alone move the clock: the call is resumed though no packet is left."""
+    count = BUFFER_EVENTS + 500
+    packets = packets_of([(0, key_of(i, 65536), QUIET, SECOND_NS, 0, 0) for i in range(count)])
+    (runner,) = make_runners(DETECTOR, params_rows(DETECTOR), 4 * count, 1)
+    (batch,) = batches(packets)
+    assert runner.work(batch) == []
+    parts = runner.work(batch._replace(numbers=[0], clock=3 * SECOND_NS))
+    assert [len(part) for part in parts] == [FINISH_STATES, count - FINISH_STATES]
+    assert sorted(np.concatenate(parts)["cause"].tolist()) == list(range(count))
+    assert runner.table.control[0].live == 0
+
+
 def test_events_of_emergency_leave_room_for_the_packet():
     """Packets that make two events each, in one batch with a full buffer."""
     count = BUFFER_EVENTS

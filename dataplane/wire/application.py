@@ -76,7 +76,7 @@ def probe(mem, at, end, row):
 
 @njit
 def ptp(mem, at, end, row):
-    """IEEE 1588-2019, 13.3 and 13.5 to 13.8. A messageLength below the type's least or beyond the packet is refused."""
+    """IEEE 1588-2019, 13.3 and 13.5 to 13.8. A message shorter than its type allows, or cut before that, is refused."""
     if end - at < 34:
         return 0
     kind = byte(mem, at) & 15

@@ -37,7 +37,6 @@ AHEAD_PACKETS = 12  # how far ahead the table's lines are asked for
 FETCH_MAX_BYTES = 4 * LINE_BYTES  # of a state
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 HEAD_BYTES = HEAD.itemsize
-ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
 
 # `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events
 # made, so that a call whose event buffer was full can go on.

@@ -80,31 +80,73 @@ def set_clock(frames, clock):
     return state.now if state.now != NO_TIME else 0
 
 
+@njit
+def fill_common(mem, frames, packets, options, kinds, odd, udp, first_seq):
+    """Decode the common frames. Row numbers of the others go to `odd`, of UDP packets to `udp`; how many these are."""
+    n_odd = n_udp = np.uint64(0)
+    entered = options.tunnels != 0
+    for i in range(frames.size):
+        frame, row = frames[i], packets[i]
+        row.seq = first_seq + i
+        at = -1 if entered else wire.common_network(mem, frame)
+        if at < 0:
+            odd[n_odd] = i
+            n_odd += np.uint64(1)
+            continue
+        kinds[i] = 1 << IP
+        udp[n_udp] = i
+        n_udp += np.uint64(wire.decode_common(mem, frame, at, options, row))
+    return np.int64(n_odd), np.int64(n_udp)
+
+
+@njit
+def list_kinds(kinds, lists, counts, n):
+    """Put the numbers of `n` rows into the lists of their kinds, in order."""
+    ip = quic = 0
+    for i in range(n):
+        kind = np.int64(kinds[i])
+        lists[IP, ip] = lists[QUIC, quic] = i  # common kinds: written always, counted if so
+        ip += kind & 1
+        quic += kind >> QUIC & 1
+        if kind >> QUIC + 1:
+            list_rarely(kind >> QUIC + 1, i, lists, counts)
+    counts[IP], counts[QUIC] = ip, quic
+
+
+@njit
+def list_rarely(kind, i, lists, counts):
+    k = QUIC + 1
+    while kind:
+        if kind & 1:
+            lists[k, counts[k]] = i
+            counts[k] += 1
+        kind >>= 1
+        k += 1
+
+
 @njit(nogil=True, cache=True)
-def fill(buf, frames, options, packets, lists, counts, reasons, first_seq):
+def fill(buf, frames, options, packets, kinds, odd, udp, lists, counts, reasons, first_seq):
     """Decode all frames into `packets`; `lists` (kinds, rows) takes row numbers, `counts` (kinds,) their number.
 
-    `reasons` (2, reasons) counts where decoding stopped: packets that are in no list, and packets that are.
+    `reasons` (2, reasons) counts where decoding stopped: packets that are in no list, and packets that are. `kinds`,
+    `odd` and `udp` are scratch: a byte a row, row numbers. A loop for each kind of frame, since all are too large for one.
     """
     counts[:] = 0
     reasons[:] = 0
     settings, mem = options[0], memory(buf)
-    for i in range(frames.size):
-        row = packets[i]
-        row.seq = first_seq + i
-        kinds = wire.decode(mem, frames[i], settings, row)
-        reasons[1 if kinds else 0, row.reason] += 1
-        lists[IP, counts[IP]] = lists[QUIC, counts[QUIC]] = i  # common kinds: written always, counted if so
-        counts[IP] += kinds & 1
-        counts[QUIC] += kinds >> QUIC & 1
-        kinds >>= QUIC + 1
-        k = QUIC + 1
-        while kinds:
-            if kinds & 1:
-                lists[k, counts[k]] = i
-                counts[k] += 1
-            kinds >>= 1
-            k += 1
+    n_odd, n_udp = fill_common(mem, frames, packets, settings, kinds, odd, udp, first_seq)
+    reasons[1, wire.OK] = frames.size - n_odd
+    for j in range(n_odd):
+        i = odd[j]
+        kinds[i] = wire.decode(mem, frames[i], settings, packets[i])
+        reasons[1 if kinds[i] else 0, packets[i].reason] += 1
+    for j in range(n_udp):
+        i = udp[j]
+        kinds[i] = wire.decode_udp(mem, frames[i], packets[i], settings)
+    list_kinds(kinds, lists, counts, frames.size)
+    for j in range(counts[QUIC]):
+        row = packets[lists[QUIC, j]]
+        row.quic_client = wire.client_of(mem, settings, row)
 
 
 class Batch:
@@ -116,6 +158,7 @@ class Batch:
         self.packets = rows(PACKET, size)
         self.lists = np.zeros((len(KINDS), size + 1), np.int32)
         self.counts = np.zeros(len(KINDS), np.int64)
+        self.scratch = np.zeros(size, np.uint8), np.zeros(size + 1, np.int32), np.zeros(size + 1, np.int32)
         self.reasons = np.zeros((2, len(wire.REASONS)), np.int64)
         self.views, self.numbers = list(self.lists), []
         self.buf, self.size, self.clock = None, 0, 0
@@ -125,7 +168,6 @@ class Batch:
         if len(block.frames) > len(self.packets):
             raise ValueError(f"a block of {len(block.frames)} frames for a batch of {len(self.packets)} rows")
         self.buf, self.size, self.clock = block.buf, len(block.frames), clock
-        self.fill_kernel(
-            block.buf, block.frames, options, self.packets, self.lists, self.counts, self.reasons, first_seq
-        )
+        work = (self.packets, *self.scratch, self.lists, self.counts, self.reasons)
+        self.fill_kernel(block.buf, block.frames, options, *work, first_seq)
         self.numbers = self.counts.tolist()

@@ -15,7 +15,7 @@ from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
 from dataplane.events import Events
 from dataplane.kernels import Kernel
 from dataplane.ledger import Ledger
-from dataplane.records import rows
+from dataplane.records import rows_of
 from dataplane.runner import FINISH_STATES, make_runners
 
 GROUP_PACKETS, GROUP_BATCHES = 32_768, 32  # in a group, with several workers: at most; at least one batch each
@@ -103,17 +103,16 @@ class Engine:
         return batches[: len(blocks)]
 
     def detect(self, batches):
-        """Run every detector over the batches. Events wait in `pending`, arrays by detector, until there are enough."""
+        """Run every detector over the batches. Events wait in `pending`, bytes by detector, until there are enough."""
         started = time.perf_counter()
 
         def work(runners):
             return [[events for batch in batches for events in runner.work(batch)] for runner in runners]
 
         for share in self.map(work, self.runners):
-            for waiting, events in zip(self.pending, share, strict=True):
-                if events:
-                    waiting += events
-                    self.waiting += sum(map(len, events))
+            for detector, waiting, parts in zip(self.detectors, self.pending, share, strict=True):
+                waiting += parts
+                self.waiting += sum(map(len, parts)) // detector.event.itemsize
         started = self.spent("detect", started)
         if self.waiting >= DELIVER_EVENTS or self.seen - self.delivered_at >= DELIVER_PACKETS:
             self.deliver()
@@ -124,7 +123,8 @@ class Engine:
 
     def deliver(self):
         """Sort the pending events into delivery order and write them to the sink."""
-        parts = [(d, joined(arrays)) for d, arrays in zip(self.detectors, self.pending, strict=True) if arrays]
+        made = zip(self.detectors, self.pending, strict=True)
+        parts = [(d, rows_of(np.concatenate(data), d.event)) for d, data in made if data]
         self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, self.seen
         if not parts:
             return
@@ -166,17 +166,6 @@ class Engine:
         now = time.perf_counter()
         self.seconds[stage] += now - since
         return now
-
-
-def joined(arrays):
-    """Row arrays of one dtype as one. np.concatenate compares dtypes field by field, which costs more than copying."""
-    if len(arrays) == 1:
-        return arrays[0]
-    whole, at = rows(arrays[0].dtype, sum(map(len, arrays))), 0
-    for array in arrays:
-        whole[at : at + len(array)].view(np.uint8)[:] = array.view(np.uint8)
-        at += len(array)
-    return whole
 
 
 def delivery_order(parts):

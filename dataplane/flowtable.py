@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.memory import byte, memory, put, word
+from dataplane.memory import load64, memory, put, store64, word
 from dataplane.records import HEAD, rows
 
 BLOCK_SLOTS = 64
 EMERGENCY_SLOTS = 56  # a block with as many live states is in emergency
 NEIGHBOURS = 8  # states looked at for one to give up
-DUE_WORD = 1  # position of `due` in a state row, in words
+BORN_WORD, DUE_WORD = 0, 1  # positions in a state row, in words
+HEAD_BYTES = HEAD.itemsize
 
 TICK_BITS = 24  # deadlines are rounded up to 2**24 ns = 16.8 ms
 WHEEL_TICKS = 4096  # 69 s; later deadlines are looked at once a turn
@@ -51,7 +52,8 @@ class Table(NamedTuple):
     keys: np.ndarray  # uint64
     states: np.ndarray
     heads: np.ndarray
-    dues: np.ndarray  # the same memory as `states`, as uint64: deadlines are read without a row
+    words: np.ndarray  # the same memory as `states`, as uint64: born, due and zeros are written without a row
+    ends: np.ndarray  # the same memory as `heads`, as bytes
     after: np.ndarray  # uint64
     before: np.ndarray  # uint64
     crowd: np.ndarray  # uint64, live states of each block
@@ -62,7 +64,8 @@ class Places(NamedTuple):
     """Handles of a table's arrays (see memory.py), made once a kernel call."""
 
     keys: object
-    dues: object
+    words: object
+    ends: object
     after: object
     before: object
     crowd: object
@@ -90,8 +93,9 @@ def new_tables(capacity, state, workers=1):
     slots = slots_for(capacity)
     states = rows(state, slots)
     links = np.arange(slots + workers * WHEEL_TICKS, dtype=np.uint64)
-    keys, dues = np.zeros(slots, np.uint64), np.asarray(states).view(np.uint64)
-    shared = (keys, states, rows(HEAD, slots), dues, links, links.copy())
+    keys, heads = np.zeros(slots, np.uint64), rows(HEAD, slots)
+    views = np.asarray(states).view(np.uint64), np.asarray(heads).view(np.uint8)
+    shared = (keys, states, heads, *views, links, links.copy())
     crowd = np.zeros(slots // BLOCK_SLOTS, np.uint64)
     return [Table(*shared, crowd, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
 
@@ -107,7 +111,7 @@ def _control(slots, state, wheel):
 @njit(forceinline=True)
 def places(table):
     after, before = memory(table.after), memory(table.before)
-    return Places(memory(table.keys), memory(table.dues), after, before, memory(table.crowd))
+    return Places(memory(table.keys), memory(table.words), memory(table.ends), after, before, memory(table.crowd))
 
 
 @njit(forceinline=True)
@@ -126,6 +130,12 @@ def worker_of(control, key, workers):
 def find(at, control, key):
     """The key's slot; where it is not there, -1 - the free slot to take (there is one unless the block is full)."""
     home = home_of(control, key)
+    return home if word(at.keys, home) == key else search(at, home, key)
+
+
+@njit
+def search(at, home, key):
+    """The same from `home` on."""
     base, free = home & ~(BLOCK_SLOTS - 1), -1
     for i in range(BLOCK_SLOTS):
         slot = base | ((home + i) & (BLOCK_SLOTS - 1))
@@ -141,11 +151,11 @@ def find(at, control, key):
 
 
 @njit(forceinline=True)
-def take(at, control, slot, key):
-    """Occupy a free slot with a zeroed state; its deadline is the caller's to set and enlist."""
+def take(at, control, slot, key, words):
+    """Occupy a free slot with a zeroed state of `words` words; its deadline is the caller's to set and enlist."""
     put(at.keys, slot, key)
-    for i in range(control.state_words):
-        put(at.dues, slot * control.state_words + i, np.uint64(0))
+    for i in range(words):
+        put(at.words, slot * words + i, np.uint64(0))
     put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) + np.uint64(1))
     control.live += 1
     control.created += 1
@@ -179,7 +189,7 @@ def victim(at, control, key):
     for i in range(BLOCK_SLOTS):
         slot = base | ((home + i) & (BLOCK_SLOTS - 1))
         if word(at.keys, slot) > GONE:
-            due = np.int64(word(at.dues, slot * control.state_words + DUE_WORD))
+            due = np.int64(word(at.words, slot * control.state_words + DUE_WORD))
             if seen == 0 or due < best_due:
                 best, best_due = slot, due
             seen += 1
@@ -189,14 +199,26 @@ def victim(at, control, key):
 
 
 @njit(forceinline=True)
-def write_head(mem, pkt, head):
-    """Both ends as this packet has them, its addresses read from the block's buffer."""
-    head.sport, head.dport = pkt.sport, pkt.dport
-    head.vlan, head.proto, head.ip_version = pkt.vlan, pkt.proto, pkt.ip_version
-    size = (16 if pkt.ip_version == 6 else 4) if pkt.addr >= 0 else 0
-    for i in range(16):
-        head.src[i] = byte(mem, pkt.addr + i) if i < size else 0
-        head.dst[i] = byte(mem, pkt.addr + size + i) if i < size else 0
+def write_ends(to, at, mem, pkt):
+    """Both ends as this packet has them, as records.ENDS at byte `at` of `to`; addresses come from the block's buffer."""
+    if pkt.ip_version == 6:
+        for i in range(0, 32, 8):
+            store64(to, at + i, load64(mem, pkt.addr + i))
+    else:
+        both = load64(mem, pkt.addr) if pkt.addr >= 0 else np.uint64(0)
+        store64(to, at, both & np.uint64(0xFFFFFFFF))
+        store64(to, at + 8, np.uint64(0))
+        store64(to, at + 16, both >> np.uint64(32))
+        store64(to, at + 24, np.uint64(0))
+    numbers = np.int64(pkt.sport) | np.int64(pkt.dport) << 16 | np.int64(pkt.vlan) << 32
+    store64(to, at + 32, np.uint64(numbers | np.int64(pkt.proto) << 48 | np.int64(pkt.ip_version) << 56))
+
+
+@njit(forceinline=True)
+def copy_ends(to, at, ends, slot):
+    """The same from a slot's head."""
+    for i in range(0, HEAD_BYTES, 8):
+        store64(to, at + i, load64(ends, slot * HEAD_BYTES + i))
 
 
 # --- deadlines

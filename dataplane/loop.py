@@ -8,8 +8,12 @@ import numpy as np
 from numba import njit
 
 from dataplane.flowtable import (
+    BORN_WORD,
+    DUE_WORD,
+    HEAD_BYTES,
     TICK_BITS,
     WHEEL_TICKS,
+    copy_ends,
     crowded,
     delist,
     enlist,
@@ -22,10 +26,10 @@ from dataplane.flowtable import (
     tick_of,
     victim,
     worker_of,
-    write_head,
+    write_ends,
 )
-from dataplane.memory import memory, prefetch, word
-from dataplane.records import HEAD, IP, LINE_BYTES, NEVER
+from dataplane.memory import memory, prefetch, put, word
+from dataplane.records import IP, LINE_BYTES, NEVER
 from detectors.base import DUE, EMERGENCY, END, FORGET
 
 DETECTOR: object  # set by runner.bind before this file is executed
@@ -36,7 +40,8 @@ STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends
 AHEAD_PACKETS = 12  # how far ahead the table's lines are asked for
 FETCH_MAX_BYTES = 4 * LINE_BYTES  # of a state
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
-HEAD_BYTES = HEAD.itemsize
+STATE_WORDS = STATE_BYTES // 8
+EVENT_BYTES, ENDS_AT = DETECTOR.event.itemsize, DETECTOR.event.fields["src"][1]
 
 # `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events
 # made, so that a call whose event buffer was full can go on.
@@ -49,30 +54,26 @@ def named(function):
 
 
 @njit(forceinline=True)
-def fetch(at, states, heads, slot):
+def fetch(at, slot):
     """Ask for the lines that a packet's state will be read from; where states come and go, those that takes too."""
     prefetch(at.keys, slot, 8, 0)
     for line in range(0, min(STATE_BYTES, FETCH_MAX_BYTES), LINE_BYTES):
-        prefetch(states, slot, STATE_BYTES, line)
+        prefetch(at.words, slot, STATE_BYTES, line)
     if SHORT_LIVED:
-        prefetch(heads, slot, HEAD_BYTES, 0)
+        prefetch(at.ends, slot, HEAD_BYTES, 0)
         prefetch(at.after, slot, 8, 0)
         prefetch(at.before, slot, 8, 0)
 
 
 @njit(forceinline=True)
-def emit(event, head, code, turn):
-    """Complete the event that the detector has filled."""
+def emit(event, text, at, slot, code, turn):
+    """Complete the event that the detector has filled; `text` is a handle of the bytes of all."""
     event.code = code
-    turn.made += 1
     if PACKET_ENDS:
         event.ip_version = event.proto = event.vlan = event.sport = event.dport = 0
-        return
-    event.sport, event.dport = head.sport, head.dport
-    event.vlan, event.proto, event.ip_version = head.vlan, head.proto, head.ip_version
-    for i in range(16):
-        event.src[i] = head.src[i]
-        event.dst[i] = head.dst[i]
+    else:
+        copy_ends(text, turn.made * EVENT_BYTES + ENDS_AT, at.ends, slot)
+    turn.made += 1
 
 
 @njit(forceinline=True)
@@ -81,7 +82,7 @@ def begin(event, ts, order, seq, cause, by_packet):
 
 
 @njit
-def make_room(table, at, pkt, k, events, params, turn):
+def make_room(table, at, pkt, k, events, text, params, turn):
     """Emergency: the neighbour with the nearest deadline gives up its slot."""
     control = table.control[0]
     slot = victim(at, control, k)
@@ -89,14 +90,14 @@ def make_room(table, at, pkt, k, events, params, turn):
     begin(event, pkt.ts, pkt.clock, state.born, pkt.seq, 1)
     code = tick(state, pkt.clock, EMERGENCY, event, params)
     if code:
-        emit(event, table.heads[slot], code, turn)
+        emit(event, text, at, slot, code, turn)
     delist(at, slot)
     give_back(at, control, slot)
     control.emergency += 1
 
 
 @njit
-def fire(table, at, slot, events, params, turn):
+def fire(table, at, slot, events, text, params, turn):
     """Call tick for each deadline of the slot that has come; False when the event buffer is full."""
     control, state = table.control[0], table.states[slot]
     due_tick = tick_of(state.due)
@@ -107,7 +108,7 @@ def fire(table, at, slot, events, params, turn):
         begin(event, due, due_tick << TICK_BITS, state.born, state.born, 0)
         code = tick(state, due, DUE, event, params)
         if code:
-            emit(event, table.heads[slot], code, turn)
+            emit(event, text, at, slot, code, turn)
         if state.due == FORGET:
             delist(at, slot)
             give_back(at, control, slot)
@@ -121,7 +122,7 @@ def fire(table, at, slot, events, params, turn):
 
 
 @njit
-def advance(table, at, target, events, params, turn):
+def advance(table, at, target, events, text, params, turn):
     """Turn the wheel to tick `target`; False when the event buffer is full: call again, it goes on where it was."""
     control = table.control[0]
     if not control.started:
@@ -134,7 +135,7 @@ def advance(table, at, target, events, params, turn):
         slot = np.int64(word(at.after, head))
         while slot != head:
             following = np.int64(word(at.after, slot))
-            if not fire(table, at, slot, events, params, turn):
+            if not fire(table, at, slot, events, text, params, turn):
                 control.swept = t - 1
                 return False
             slot = following
@@ -142,13 +143,13 @@ def advance(table, at, target, events, params, turn):
     return True
 
 
-@njit(forceinline=True)
-def admit(table, at, mem, pkt, k, slot):
+@njit
+def admit(at, control, mem, pkt, k, slot):
     """A state for a new key in the free slot `slot`."""
-    take(at, table.control[0], slot, k)
-    write_head(mem, pkt, table.heads[slot])
-    table.states[slot].born = pkt.seq
-    table.states[slot].due = NEVER
+    take(at, control, slot, k, STATE_WORDS)
+    write_ends(at.ends, slot * HEAD_BYTES, mem, pkt)
+    put(at.words, slot * STATE_WORDS + BORN_WORD, np.uint64(pkt.seq))
+    put(at.words, slot * STATE_WORDS + DUE_WORD, np.uint64(NEVER))
 
 
 @njit(forceinline=True)
@@ -169,65 +170,75 @@ def settle(at, control, state, slot, clock, fresh):
         enlist(at, control, state, slot)
 
 
+@njit
+def gather(packets, index, count, chosen, keys, control, params, turn):
+    """Write the row numbers of this worker's packets in `index` to `chosen` and their keys to `keys`; how many."""
+    n, workers, worker = np.uint64(0), turn.workers, turn.worker
+    for i in range(count):
+        row = index[i]
+        k = key(packets[row], params)
+        chosen[n], keys[n] = row, k | np.uint64(2)  # written always, counted if so: no branch to guess
+        n += np.uint64((k != np.uint64(0)) & (workers == 1 or worker_of(control, k, workers) == worker))
+    return np.int64(n)
+
+
 @named
-def run(buf, packets, index, count, clock, table, events, params, turns):
+def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, params, turns):
     """Step the states of this worker's packets in `index` and tick those whose time has come by `clock`.
 
     (done, events made): done is False when `events` is full; take them and call again.
     """
-    turn, control, p = turns[0], table.control[0], params[0]
-    at, mem, states, heads = places(table), memory(buf), memory(table.dues), memory(table.heads)
+    turn, control, p, (chosen, keys) = turns[0], table.control[0], params[0], scratch
+    at, mem, text = places(table), memory(buf), memory(event_bytes)
     turn.made = 0
-    for i in range(turn.position, count):
+    if turn.position == 0:
+        turn.chosen = gather(packets, index, count, chosen, keys, control, p, turn)
+    for i in range(np.uint64(turn.position), np.uint64(turn.chosen)):
         if turn.made >= turn.room:
             turn.position = i
             return False, turn.made
-        if i + AHEAD_PACKETS < count:
-            fetch(at, states, heads, home_of(control, key(packets[index[i + AHEAD_PACKETS]], p)))
-        pkt = packets[index[i]]
-        k = key(pkt, p)
-        if k == np.uint64(0) or worker_of(control, k, turn.workers) != turn.worker:
-            continue
-        k |= np.uint64(2)
+        if i + AHEAD_PACKETS < turn.chosen:
+            fetch(at, home_of(control, keys[i + AHEAD_PACKETS]))
+        pkt, k = packets[chosen[i]], keys[i]
         if pkt.clock >> TICK_BITS > control.now or not control.started:
-            if not advance(table, at, pkt.clock >> TICK_BITS, events, p, turn):
+            if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
                 turn.position = i
                 return False, turn.made
         slot = find(at, control, k)
         fresh = slot < 0
         if fresh:
             if crowded(at, control, k):
-                make_room(table, at, pkt, k, events, p, turn)
+                make_room(table, at, pkt, k, events, text, p, turn)
                 slot = find(at, control, k)
             slot = -1 - slot
-            admit(table, at, mem, pkt, k, slot)
-        state, event = table.states[slot], events[turn.made]
+            admit(at, control, mem, pkt, k, slot)
+        state, event = table.states[np.uint64(slot)], events[np.uint64(turn.made)]
         if not SILENT:
             begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
         code = step(pkt, state, event, p)
         if code:
-            emit(event, table.heads[slot], code, turn)
+            emit(event, text, at, slot, code, turn)
             if PACKET_ENDS:
-                write_head(mem, pkt, event)
+                write_ends(text, (turn.made - 1) * EVENT_BYTES + ENDS_AT, mem, pkt)
         settle(at, control, state, slot, pkt.clock, fresh)
-    turn.position = count
-    if control.started and not advance(table, at, clock >> TICK_BITS, events, p, turn):
+    turn.position = turn.chosen
+    if control.started and not advance(table, at, clock >> TICK_BITS, events, text, p, turn):
         return False, turn.made
     turn.position = 0
     return True, turn.made
 
 
 @named
-def finish(table, slots, clock, events, params, turns):
+def finish(table, slots, clock, events, event_bytes, params, turns):
     """Tick the states in `slots` for the last time, at the end of input; `events` has room for all. Events made."""
-    turn, at, p = turns[0], places(table), params[0]
+    turn, at, text, p = turns[0], places(table), memory(event_bytes), params[0]
     turn.made = 0
     for slot in slots:
         state, event = table.states[slot], events[turn.made]
         begin(event, clock, NEVER, state.born, state.born, 0)
         code = tick(state, clock, END, event, p)
         if code:
-            emit(event, table.heads[slot], code, turn)
+            emit(event, text, at, slot, code, turn)
         delist(at, slot)
         give_back(at, table.control[0], slot)
     return turn.made

@@ -6,7 +6,8 @@ handle is an address and a load is one instruction; interpreted, or with NUMBA_B
 each access is checked.
 
 `byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array; `word` and `put` read and write
-elements of a uint64 array; `prefetch` asks for the cache line of a row that will be wanted soon.
+elements of a uint64 array; `load64` and `store64` move eight bytes at a byte offset; `prefetch` asks for the cache line of a row that will be wanted soon. `select` takes one
+of two numbers without a branch, where a processor would guess wrong; `high_product` is the upper half of a product.
 """
 
 import os
@@ -67,6 +68,32 @@ def _word():
     return word, put
 
 
+def _copier():
+    """Intrinsics: eight bytes at base + at in the machine's order, read and written as one uint64."""
+
+    def place(builder, base, at):
+        from llvmlite import ir
+
+        return builder.inttoptr(builder.add(base, at), ir.IntType(64).as_pointer())
+
+    @intrinsic
+    def load64(typing_context, base, at):
+        def generate(context, builder, signature, args):
+            return builder.load(place(builder, *args), align=1)
+
+        return types.uint64(types.int64, types.int64), generate
+
+    @intrinsic
+    def store64(typing_context, base, at, value):
+        def generate(context, builder, signature, args):
+            builder.store(args[2], place(builder, *args[:2]), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.uint64), generate
+
+    return load64, store64
+
+
 def _prefetch():
     """Intrinsic: llvm.prefetch of byte `within` of row `index` of `size` bytes at `base`, for writing."""
 
@@ -86,6 +113,38 @@ def _prefetch():
         return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
     return prefetch
+
+
+def _select():
+    """Intrinsic: LLVM's select, marked as not worth a branch."""
+
+    @intrinsic
+    def select(typing_context, condition, first, second):
+        def generate(context, builder, signature, args):
+            chosen = builder.select(*args)
+            chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
+            return chosen
+
+        return types.int64(types.boolean, types.int64, types.int64), generate
+
+    return select
+
+
+def _high_product():
+    """Intrinsic: the upper half of the 128-bit product."""
+
+    @intrinsic
+    def high_product(typing_context, first, second):
+        def generate(context, builder, signature, args):
+            from llvmlite import ir
+
+            wide = ir.IntType(128)
+            product = builder.mul(*(builder.zext(arg, wide) for arg in args))
+            return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+        return types.uint64(types.uint64, types.uint64), generate
+
+    return high_product
 
 
 if CHECKED:
@@ -120,18 +179,45 @@ if CHECKED:
         mem[index] = value
 
     @njit
+    def load64(mem, at):
+        value = np.uint64(0)
+        for i in range(8):
+            value |= np.uint64(byte(mem, at + i)) << np.uint64(8 * i)
+        return value
+
+    @njit
+    def store64(mem, at, value):
+        for i in range(8):
+            mem[np.uint64(at + i)] = value >> np.uint64(8 * i) & np.uint64(255)
+
+    @njit
     def prefetch(mem, index, size, within):
         pass
+
+    @njit
+    def select(condition, first, second):
+        """`first` where `condition` holds, else `second`."""
+        return np.int64(first) if condition else np.int64(second)
 
 else:
     byte, be16, be32, be64 = (_loader(bits) for bits in (8, 16, 32, 64))
     word, put = _word()
-    prefetch = _prefetch()
+    load64, store64 = _copier()
+    prefetch, select = _prefetch(), _select()
 
     @njit
     def memory(buf):
         """The handle of a uint8 array, good as long as the caller holds the array."""
         return np.int64(buf.ctypes.data)
+
+
+if JIT:
+    high_product = _high_product()
+else:
+
+    def high_product(first, second):
+        """The upper half of the product of two uint64."""
+        return np.uint64(int(first) * int(second) >> 64)
 
 
 @njit

@@ -21,7 +21,8 @@ TURN = np.dtype(
     [
         ("worker", np.int64),
         ("workers", np.int64),
-        ("position", np.int64),  # packets of the list that are done
+        ("position", np.int64),  # of the chosen packets, how many are done
+        ("chosen", np.int64),  # packets of the batch that are for this worker
         ("made", np.int64),  # events in the buffer
         ("room", np.int64),  # of which more than this must not be made before they are taken
     ],
@@ -57,28 +58,32 @@ class Runner:
         self.detector, self.table, self.params = detector, table, params
         self.run, self.finish = kernels
         self.events = rows(detector.event, BUFFER_EVENTS)
+        self.event_bytes = np.asarray(self.events).view(np.uint8)
         self.turns = rows(TURN, 1)
         turn = self.turns[0]
         turn.worker, turn.workers = share
         turn.room = BUFFER_EVENTS - ROOM_EVENTS
-        self.fixed = (self.table, self.events, self.params, self.turns)
+        self.scratch = np.zeros(1, np.uint32), np.zeros(1, np.uint64)
 
     def work(self, batch):
-        """Run the detector over its list of the batch; a list of arrays of the events made."""
+        """Run the detector over its list of the batch; a list of arrays, bytes of the events made."""
         kind, made, done = self.detector.kind, [], False
+        if len(self.scratch[0]) <= batch.numbers[kind]:
+            size = len(batch.views[kind])
+            self.scratch = np.zeros(size, np.uint32), np.zeros(size, np.uint64)
+        packets = batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock
+        fixed = self.table, self.scratch, self.events, self.event_bytes, self.params, self.turns
         while not done:
-            done, n = self.run(
-                batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock, *self.fixed
-            )
+            done, n = self.run(*packets, *fixed)
             if n:
                 made.append(self.take(n))
         return made
 
     def take(self, n):
-        """A copy of the first `n` events of the buffer, which are zeroed: a field that is left out reads 0."""
-        events = self.events[:n]
-        taken = copied(events)
-        events.view(np.uint8)[:] = 0
+        """The bytes of the first `n` events of the buffer, which are zeroed: a field that is left out reads 0."""
+        events = self.event_bytes[: n * self.detector.event.itemsize]
+        taken = events.copy()
+        events[:] = 0
         return taken
 
     def live(self):
@@ -91,16 +96,9 @@ class Runner:
         return slots[order], born[order]
 
     def end(self, slots, clock):
-        """Tick the states in `slots` (at most FINISH_STATES) for the last time."""
-        n = self.finish(self.table, slots, clock, self.events, self.params, self.turns)
+        """Tick the states in `slots` (at most FINISH_STATES) for the last time; bytes of the events made."""
+        n = self.finish(self.table, slots, clock, self.events, self.event_bytes, self.params, self.turns)
         return self.take(n)
-
-
-def copied(array):
-    """The same rows in memory of their own."""
-    copy = rows(array.dtype, len(array))
-    copy.view(np.uint8)[:] = array.view(np.uint8)
-    return copy
 
 
 def make_runners(detector, params, capacity, workers):

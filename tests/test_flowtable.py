@@ -118,7 +118,7 @@ class Replay:
 
     def events(self):
         """In delivery order."""
-        events = np.concatenate([*self.parts, rows(DETECTOR.event, 0)])
+        events = rows_of(np.concatenate([*self.parts, np.empty(0, np.uint8)]), DETECTOR.event)
         return events[delivery_order([(DETECTOR, events)])[:, 1]]
 
 
@@ -346,7 +346,7 @@ def test_find_against_a_dict(seed):
         elif sum(s // BLOCK_SLOTS == block_of(k) for s in there.values()) < EMERGENCY_SLOTS:
             slot = -1 - slot
             assert slot not in there.values() and slot // BLOCK_SLOTS == block_of(k)
-            take(at, control, slot, k)
+            take(at, control, slot, k, STATE.itemsize // 8)
             there[k] = slot
     assert control.live == len(there)
     for k in list(there):
@@ -370,7 +370,7 @@ def test_marks_of_used_slots_are_swept():
     taken = []
     for i in range(40):
         slot = -1 - int(find(at, control, key_of(i, 1)))
-        take(at, control, slot, key_of(i, 1))
+        take(at, control, slot, key_of(i, 1), STATE.itemsize // 8)
         taken.append(slot)
     for slot in reversed(taken):
         give_back(at, control, slot)

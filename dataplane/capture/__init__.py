@@ -12,7 +12,7 @@ import os
 import stat
 
 from dataplane.capture import pcapfile, pcapng, stream
-from dataplane.capture.feed import Mapped, Stream
+from dataplane.capture.feed import Feed
 from dataplane.capture.source import Block, CaptureError, Source
 from dataplane.records import TIME_NONE, TIME_RANGE
 
@@ -82,13 +82,8 @@ def _open_feed(name, hold):
     bytes_total = status.st_size if stat.S_ISREG(status.st_mode) else None
     for packing in stream.PACKINGS:
         if packing.is_start(head):
-            return Stream(stream.Unpacked(raw, packing), hold, bytes_total)
-    if bytes_total and name != STDIN:
-        try:
-            return Mapped(raw.fd, hold)
-        except OSError:
-            pass  # a file system without mmap
-    return Stream(raw, hold, bytes_total)
+            return Feed(stream.Unpacked(raw, packing), hold, bytes_total)
+    return Feed(raw, hold, bytes_total)
 
 
 def _peek(feed):

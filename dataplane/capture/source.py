@@ -75,7 +75,7 @@ class Source:
 
     @property
     def bytes_done(self):
-        return self.feed.bytes_done(self.pos)
+        return self.feed.bytes_done
 
     @property
     def pos(self):
@@ -102,17 +102,14 @@ class Source:
 
     def _fill(self, frames):
         """Fill `frames` as far as one buffer goes; the number of frames."""
-        row, feed, start = self.row, self.feed, self.pos
+        row, feed = self.row, self.feed
         row["count"] = 0
-        feed.begin(start)
-        row["end"] = feed.end
         while not self._ended:
-            if not row["count"]:
-                start = self.pos  # more bytes may have moved it
             status = self.walk(frames)
             if status == FULL:
                 break
-            if status != DAMAGED and row["count"] and self.pos - start >= feed.block_bytes:
+            stays = status == DAMAGED or status == MORE and feed.stays(self.pos, int(row["need"]))
+            if row["count"] and not stays:
                 break  # more bytes might move what the frames point at
             if status == MORE:
                 self._more(int(row["need"]))

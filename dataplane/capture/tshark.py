@@ -7,7 +7,7 @@ Mpps) and has no raw bytes with their link type. ERF, which pcapng wraps whole, 
 import subprocess
 import tempfile
 
-from dataplane.capture.feed import Stream
+from dataplane.capture.feed import Feed
 from dataplane.capture.pcapng import PcapngSource
 from dataplane.capture.source import CaptureError
 from dataplane.capture.stream import Broken, Raw
@@ -95,7 +95,7 @@ def open_tshark(path, block_frames, hold):
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
     output = _Output(process, errors)
     try:
-        return TsharkSource(path, Stream(output, hold), block_frames, hold)
+        return TsharkSource(path, Feed(output, hold), block_frames, hold)
     except CaptureError:
         output.close()
         raise CaptureError(f"{path}: not a capture that qoetap or tshark can read") from None

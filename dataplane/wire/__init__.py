@@ -8,13 +8,16 @@ belongs to, as a bit set.
 import numpy as np
 from numba import njit
 
-from dataplane.records import CUT, FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, VLAN
-from dataplane.wire.application import ptp
-from dataplane.wire.common import decode_common, is_common
+from dataplane.memory import be16
+from dataplane.records import CUT, FRAGMENT_LATER, IP, QUIC, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, VLAN
+from dataplane.wire.application import application, for_ptp, marked, ptp
+from dataplane.wire.common import common_network, decode_common
 from dataplane.wire.fields import (
     DECODE,
     ETHERNET,
+    HTTPS,
     NOT_IP,
+    OK,
     REASONS,
     ROW_LENGTH_MAX,
     SHORT_TRANSPORT,
@@ -24,13 +27,25 @@ from dataplane.wire.fields import (
     decode_options,
     stop,
 )
-from dataplane.wire.flowhash import flow, mac_pair
+from dataplane.wire.flowhash import flow, mac_pair, one_address
 from dataplane.wire.link import link, to_network
 from dataplane.wire.network import network
 from dataplane.wire.transport import transport
 from dataplane.wire.tunnel import inner
 
-__all__ = ["DECODE", "REASONS", "SHORT_TRANSPORT", "TUNNELS", "decode", "decode_options"]
+__all__ = [
+    "DECODE",
+    "OK",
+    "REASONS",
+    "SHORT_TRANSPORT",
+    "TUNNELS",
+    "client_of",
+    "common_network",
+    "decode",
+    "decode_common",
+    "decode_options",
+    "decode_udp",
+]
 
 
 @njit
@@ -48,17 +63,9 @@ def start(frame, row):
     row.small = np.uint64(0)
 
 
-@njit(forceinline=True)
-def decode(mem, frame, options, row):
-    """Fill `row` from one frame; the bit set of lists (records.KINDS) it belongs to."""
-    if options.tunnels == 0 and is_common(mem, frame):
-        return decode_common(mem, frame, options, row)
-    return decode_layers(mem, frame, options, row)
-
-
 @njit
-def decode_layers(mem, frame, options, row):
-    """The same, layer by layer."""
+def decode(mem, frame, options, row):
+    """Fill `row` from any frame, layer by layer; the bit set of lists (records.KINDS) it belongs to."""
     start(frame, row)
     at, end = frame.offset, frame.offset + frame.caplen
     ethertype, at = link(mem, at, end, row, frame.linktype)
@@ -96,3 +103,19 @@ def decode_inner(mem, at, end, row, options, ethertype):
     if protocol < 0:
         return flow(mem, options, row, 0)
     return flow(mem, options, row, transport(mem, at, end, row, length, options))
+
+
+@njit
+def decode_udp(mem, frame, row, options):
+    """The lists that a UDP packet belongs to whose row decode_common has filled."""
+    kinds = 1 << IP | (row.sport == HTTPS) << QUIC
+    if marked(np.int64(row.first_byte)) | for_ptp(row.sport) | for_ptp(row.dport):
+        at = row.addr - 12
+        kinds |= application(mem, at + 28, min(frame.offset + frame.caplen, at + be16(mem, at + 2)), row, options)
+    return kinds
+
+
+@njit
+def client_of(mem, options, row):
+    """Keyed hash of the destination address."""
+    return one_address(mem, options, row, row.addr + (4 if row.ip_version == 4 else 16))

@@ -48,7 +48,8 @@ GTPU_PDU = 255  # message type that carries a user packet
 TUNNELS = ("gre", "ipip", "6in4", "vxlan", "geneve", "gtpu")
 T_GRE, T_IPIP, T_6IN4, T_VXLAN, T_GENEVE, T_GTPU = (1 << i for i in range(6))
 
-HASH_KEYS = 32  # random words of DECODE.keys: 0 to 9 for IPv4, the others for IPv6
+FOLD = 14  # of DECODE.keys: the one that folds products, odd; the others go by pairs
+HASH_KEYS = 15
 DECODE = np.dtype([("keys", np.uint64, HASH_KEYS), ("tunnels", np.int64)], align=True)
 
 
@@ -56,6 +57,7 @@ def decode_options(secret, tunnels=0):
     """DECODE rows (1,): hash keys drawn from `secret`, bytes that nobody outside may know, and tunnels to enter."""
     options = rows(DECODE, 1)
     options[0].keys[:] = np.frombuffer(hashlib.shake_256(secret).digest(8 * HASH_KEYS), np.uint64)
+    options[0].keys[FOLD] |= np.uint64(1)
     options[0].tunnels = tunnels
     return options
 

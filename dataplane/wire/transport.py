@@ -16,7 +16,6 @@ from dataplane.wire.fields import (
     UDP,
     stop,
 )
-from dataplane.wire.flowhash import one_address
 
 
 @njit
@@ -46,9 +45,6 @@ def transport(mem, at, end, row, length, options):
     row.tcp_flags = 0 if udp else byte(mem, at + 13 if left >= 14 else at)
     row.first_byte = byte(mem, at + 8) if left > 8 and udp else 0
     kinds = (udp & (sport == HTTPS)) << QUIC
-    if kinds:
-        target = row.addr + (4 if row.ip_version == 4 else 16)
-        row.quic_client = one_address(mem, options, row, target)
     if udp & (left > 8) & (marked(np.int64(row.first_byte)) | for_ptp(sport) | for_ptp(dport)):
         kinds |= application(mem, at + 8, end, row, options)
     return kinds

@@ -3,6 +3,8 @@
 Knows rows and `wire.decode`, no detector. `ClockState` carries the capture clock from block to block.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -80,70 +82,103 @@ def set_clock(frames, clock):
     return state.now if state.now != NO_TIME else 0
 
 
+class Scratch(NamedTuple):
+    """What fill needs besides: the lists of each row as bits, and row numbers of frames of one sort."""
+
+    kinds: np.ndarray  # uint8
+    odd: np.ndarray  # uint32
+    udp: np.ndarray
+    some: np.ndarray
+
+
+def new_scratch(size):
+    return Scratch(np.zeros(size, np.uint8), *(np.zeros(size + 1, np.uint32) for _ in Scratch._fields[1:]))
+
+
 @njit
-def fill_common(mem, frames, packets, options, kinds, odd, udp, first_seq):
-    """Decode the common frames. Row numbers of the others go to `odd`, of UDP packets to `udp`; how many these are."""
+def fill_common(mem, frames, packets, options, scratch, first_seq):
+    """Decode common IPv4 frames; how many others there are and how many UDP packets, whose numbers go to `scratch`."""
     n_odd = n_udp = np.uint64(0)
     entered = options.tunnels != 0
     for i in range(frames.size):
         frame, row = frames[i], packets[i]
         row.seq = first_seq + i
-        at = -1 if entered else wire.common_network(mem, frame)
+        at = -1 if entered else wire.common_ipv4(mem, frame)
         if at < 0:
-            odd[n_odd] = i
+            scratch.odd[n_odd] = i
             n_odd += np.uint64(1)
             continue
-        kinds[i] = 1 << IP
-        udp[n_udp] = i
-        n_udp += np.uint64(wire.decode_common(mem, frame, at, options, row))
+        scratch.kinds[i], scratch.udp[n_udp] = 1 << IP, i
+        n_udp += np.uint64(wire.decode_ipv4(mem, frame, at, options, row))
     return np.int64(n_odd), np.int64(n_udp)
 
 
 @njit
-def list_kinds(kinds, lists, counts, n):
-    """Put the numbers of `n` rows into the lists of their kinds, in order."""
-    ip = quic = 0
-    for i in range(n):
-        kind = np.int64(kinds[i])
-        lists[IP, ip] = lists[QUIC, quic] = i  # common kinds: written always, counted if so
-        ip += kind & 1
-        quic += kind >> QUIC & 1
-        if kind >> QUIC + 1:
-            list_rarely(kind >> QUIC + 1, i, lists, counts)
-    counts[IP], counts[QUIC] = ip, quic
+def fill_odd(mem, frames, packets, options, scratch, reasons, n_odd, n_udp):
+    """Decode the other frames; how many UDP packets there are then."""
+    for j in range(n_odd):
+        i = scratch.odd[j]
+        frame, row = frames[i], packets[i]
+        at = -1 if options.tunnels else wire.common_ipv6(mem, frame)
+        if at < 0:
+            kinds = wire.decode(mem, frame, options, row)
+            scratch.kinds[i] = kinds
+            reasons[1 if kinds else 0, row.reason] += 1
+            continue
+        scratch.kinds[i], scratch.udp[n_udp] = 1 << IP, i
+        n_udp += np.int64(wire.decode_ipv6(mem, frame, at, options, row))
+        reasons[1, wire.OK] += 1
+    return n_udp
 
 
 @njit
-def list_rarely(kind, i, lists, counts):
-    k = QUIC + 1
-    while kind:
-        if kind & 1:
-            lists[k, counts[k]] = i
-            counts[k] += 1
-        kind >>= 1
-        k += 1
+def fill_udp(mem, frames, packets, options, scratch, n_udp):
+    """Look into UDP packets among the common frames."""
+    n_some = np.uint64(0)
+    for j in range(n_udp):
+        i = scratch.udp[j]
+        scratch.kinds[i], asked = wire.udp_kinds(packets[i])
+        scratch.some[n_some] = i
+        n_some += np.uint64(asked)
+    for j in range(np.int64(n_some)):
+        i = scratch.some[j]
+        scratch.kinds[i] |= wire.udp_application(mem, frames[i], options, packets[i])
+
+
+@njit
+def list_kinds(scratch, lists, counts, n):
+    """Put the numbers of `n` rows into the lists of their kinds, in order."""
+    n_ip = n_quic = n_some = np.uint64(0)
+    for i in range(n):
+        kind = np.uint64(scratch.kinds[i])
+        lists[IP, n_ip] = lists[QUIC, n_quic] = scratch.some[n_some] = i
+        n_ip += kind & np.uint64(1)
+        n_quic += kind >> np.uint64(QUIC) & np.uint64(1)
+        n_some += np.uint64(kind >= np.uint64(1 << QUIC + 1))
+    counts[IP], counts[QUIC] = n_ip, n_quic
+    for j in range(np.int64(n_some)):
+        i = scratch.some[j]
+        for k in range(QUIC + 1, len(KINDS)):
+            if scratch.kinds[i] >> k & 1:
+                lists[k, counts[k]] = i
+                counts[k] += 1
 
 
 @njit(nogil=True, cache=True)
-def fill(buf, frames, options, packets, kinds, odd, udp, lists, counts, reasons, first_seq):
+def fill(buf, frames, options, packets, scratch, lists, counts, reasons, first_seq):
     """Decode all frames into `packets`; `lists` (kinds, rows) takes row numbers, `counts` (kinds,) their number.
 
-    `reasons` (2, reasons) counts where decoding stopped: packets that are in no list, and packets that are. `kinds`,
-    `odd` and `udp` are scratch: a byte a row, row numbers. A loop for each kind of frame, since all are too large for one.
+    `reasons` (2, reasons) counts where decoding stopped: packets that are in no list, and packets that are. Each sort of
+    frame has a loop of its own: all in one would have a branch where no processor can guess.
     """
     counts[:] = 0
     reasons[:] = 0
     settings, mem = options[0], memory(buf)
-    n_odd, n_udp = fill_common(mem, frames, packets, settings, kinds, odd, udp, first_seq)
+    n_odd, n_udp = fill_common(mem, frames, packets, settings, scratch, first_seq)
     reasons[1, wire.OK] = frames.size - n_odd
-    for j in range(n_odd):
-        i = odd[j]
-        kinds[i] = wire.decode(mem, frames[i], settings, packets[i])
-        reasons[1 if kinds[i] else 0, packets[i].reason] += 1
-    for j in range(n_udp):
-        i = udp[j]
-        kinds[i] = wire.decode_udp(mem, frames[i], packets[i], settings)
-    list_kinds(kinds, lists, counts, frames.size)
+    n_udp = fill_odd(mem, frames, packets, settings, scratch, reasons, n_odd, n_udp)
+    fill_udp(mem, frames, packets, settings, scratch, n_udp)
+    list_kinds(scratch, lists, counts, frames.size)
     for j in range(counts[QUIC]):
         row = packets[lists[QUIC, j]]
         row.quic_client = wire.client_of(mem, settings, row)
@@ -158,7 +193,7 @@ class Batch:
         self.packets = rows(PACKET, size)
         self.lists = np.zeros((len(KINDS), size + 1), np.int32)
         self.counts = np.zeros(len(KINDS), np.int64)
-        self.scratch = np.zeros(size, np.uint8), np.zeros(size + 1, np.int32), np.zeros(size + 1, np.int32)
+        self.scratch = new_scratch(size)
         self.reasons = np.zeros((2, len(wire.REASONS)), np.int64)
         self.views, self.numbers = list(self.lists), []
         self.buf, self.size, self.clock = None, 0, 0
@@ -168,6 +203,6 @@ class Batch:
         if len(block.frames) > len(self.packets):
             raise ValueError(f"a block of {len(block.frames)} frames for a batch of {len(self.packets)} rows")
         self.buf, self.size, self.clock = block.buf, len(block.frames), clock
-        work = (self.packets, *self.scratch, self.lists, self.counts, self.reasons)
+        work = (self.packets, self.scratch, self.lists, self.counts, self.reasons)
         self.fill_kernel(block.buf, block.frames, options, *work, first_seq)
         self.numbers = self.counts.tolist()

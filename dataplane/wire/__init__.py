@@ -8,14 +8,12 @@ belongs to, as a bit set.
 import numpy as np
 from numba import njit
 
-from dataplane.memory import be16
-from dataplane.records import CUT, FRAGMENT_LATER, IP, QUIC, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, VLAN
-from dataplane.wire.application import application, for_ptp, marked, ptp
-from dataplane.wire.common import common_network, decode_common
+from dataplane.records import CUT, FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, VLAN
+from dataplane.wire.application import ptp
+from dataplane.wire.common import common_ipv4, common_ipv6, decode_ipv4, decode_ipv6, udp_application, udp_kinds
 from dataplane.wire.fields import (
     DECODE,
     ETHERNET,
-    HTTPS,
     NOT_IP,
     OK,
     REASONS,
@@ -40,11 +38,14 @@ __all__ = [
     "SHORT_TRANSPORT",
     "TUNNELS",
     "client_of",
-    "common_network",
+    "common_ipv4",
+    "common_ipv6",
     "decode",
-    "decode_common",
+    "decode_ipv4",
+    "decode_ipv6",
     "decode_options",
-    "decode_udp",
+    "udp_application",
+    "udp_kinds",
 ]
 
 
@@ -103,16 +104,6 @@ def decode_inner(mem, at, end, row, options, ethertype):
     if protocol < 0:
         return flow(mem, options, row, 0)
     return flow(mem, options, row, transport(mem, at, end, row, length, options))
-
-
-@njit
-def decode_udp(mem, frame, row, options):
-    """The lists that a UDP packet belongs to whose row decode_common has filled."""
-    kinds = 1 << IP | (row.sport == HTTPS) << QUIC
-    if marked(np.int64(row.first_byte)) | for_ptp(row.sport) | for_ptp(row.dport):
-        at = row.addr - 12
-        kinds |= application(mem, at + 28, min(frame.offset + frame.caplen, at + be16(mem, at + 2)), row, options)
-    return kinds
 
 
 @njit

@@ -4,6 +4,10 @@ A key belongs to one block of 64 slots and never leaves it, so a block's history
 shared out among workers: any number of them finds, expires and gives up the same states. A block nearly full is in
 emergency: each new state then drives out the one of its neighbours whose deadline is nearest.
 
+The eight keys of a cache line are compared at once. A key is in its home line or, where that was full, in the next one of
+its block with room; each line counts the keys that went past it, so a search ends at the first that none has passed
+(as in Facebook's F14).
+
 Deadlines live in a hashed timing wheel (Varghese and Lauck, "Hashed and hierarchical timing wheels") of one list per
 tick. A deadline that moves away costs nothing: the slot is looked at again when its old tick comes.
 """
@@ -13,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.memory import load64, memory, put, store64, word
-from dataplane.records import HEAD, rows
+from dataplane.memory import load64, lowest_bit, matches, memory, put, select, store64, word
+from dataplane.records import HEAD, rows, zeros
 
 BLOCK_SLOTS = 64
 EMERGENCY_SLOTS = 56  # a block with as many live states is in emergency
+LINE_SLOTS = 8  # keys in a cache line
 NEIGHBOURS = 8  # states looked at for one to give up
 BORN_WORD, DUE_WORD = 0, 1  # positions in a state row, in words
 HEAD_BYTES = HEAD.itemsize
@@ -25,7 +30,7 @@ HEAD_BYTES = HEAD.itemsize
 TICK_BITS = 24  # deadlines are rounded up to 2**24 ns = 16.8 ms
 WHEEL_TICKS = 4096  # 69 s; later deadlines are looked at once a turn
 
-EMPTY, GONE = np.uint64(0), np.uint64(1)  # keys: never used; used and free again
+EMPTY = np.uint64(0)  # the key of a free slot
 
 CONTROL = np.dtype(
     [
@@ -57,6 +62,7 @@ class Table(NamedTuple):
     after: np.ndarray  # uint64
     before: np.ndarray  # uint64
     crowd: np.ndarray  # uint64, live states of each block
+    passed: np.ndarray  # uint64, keys that went past each line
     control: np.ndarray
 
 
@@ -69,6 +75,7 @@ class Places(NamedTuple):
     after: object
     before: object
     crowd: object
+    passed: object
 
 
 def slots_for(capacity):
@@ -82,7 +89,12 @@ def slots_for(capacity):
 def table_bytes(capacity, state):
     """Memory of a table for one worker, all of it in use."""
     slots = slots_for(capacity)
-    return slots * (8 + state.itemsize + HEAD.itemsize) + (slots + WHEEL_TICKS) * 16 + slots // BLOCK_SLOTS * 8
+    return (
+        slots * (8 + state.itemsize + HEAD.itemsize)
+        + (slots + WHEEL_TICKS) * 16
+        + slots // BLOCK_SLOTS * 8
+        + slots // LINE_SLOTS * 8
+    )
 
 
 def new_tables(capacity, state, workers=1):
@@ -93,11 +105,11 @@ def new_tables(capacity, state, workers=1):
     slots = slots_for(capacity)
     states = rows(state, slots)
     links = np.arange(slots + workers * WHEEL_TICKS, dtype=np.uint64)
-    keys, heads = np.zeros(slots, np.uint64), rows(HEAD, slots)
+    keys, heads = zeros(8 * slots).view(np.uint64), rows(HEAD, slots)
     views = np.asarray(states).view(np.uint64), np.asarray(heads).view(np.uint8)
     shared = (keys, states, heads, *views, links, links.copy())
-    crowd = np.zeros(slots // BLOCK_SLOTS, np.uint64)
-    return [Table(*shared, crowd, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
+    counts = np.zeros(slots // BLOCK_SLOTS, np.uint64), np.zeros(slots // LINE_SLOTS, np.uint64)
+    return [Table(*shared, *counts, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
 
 
 def _control(slots, state, wheel):
@@ -111,13 +123,14 @@ def _control(slots, state, wheel):
 @njit(forceinline=True)
 def places(table):
     after, before = memory(table.after), memory(table.before)
-    return Places(memory(table.keys), memory(table.words), memory(table.ends), after, before, memory(table.crowd))
+    crowd, passed = memory(table.crowd), memory(table.passed)
+    return Places(memory(table.keys), memory(table.words), memory(table.ends), after, before, crowd, passed)
 
 
 @njit(forceinline=True)
 def home_of(control, key):
-    """The slot at which the search for a key begins; its block is slot // 64."""
-    return np.int64(key >> np.uint64(20)) & (control.slots - 1)
+    """The first slot of the line in which the search for a key begins; its block is slot // 64."""
+    return np.int64(key >> np.uint64(20)) & (control.slots - LINE_SLOTS)
 
 
 @njit(forceinline=True)
@@ -127,52 +140,64 @@ def worker_of(control, key, workers):
 
 
 @njit(forceinline=True)
-def find(at, control, key):
-    """The key's slot; where it is not there, -1 - the free slot to take (there is one unless the block is full)."""
-    home = home_of(control, key)
-    return home if word(at.keys, home) == key else search(at, home, key)
-
-
-@njit
-def search(at, home, key):
-    """The same from `home` on."""
-    base, free = home & ~(BLOCK_SLOTS - 1), -1
-    for i in range(BLOCK_SLOTS):
-        slot = base | ((home + i) & (BLOCK_SLOTS - 1))
-        there = word(at.keys, slot)
-        if there == key:
-            return slot
-        if there <= GONE:
-            if free < 0:
-                free = slot
-            if there == EMPTY:
-                break
-    return -1 - free
+def next_line(line):
+    """The line after, in the same block."""
+    return line & ~(BLOCK_SLOTS - 1) | (line + LINE_SLOTS) & (BLOCK_SLOTS - 1)
 
 
 @njit(forceinline=True)
-def take(at, control, slot, key, words):
-    """Occupy a free slot with a zeroed state of `words` words; its deadline is the caller's to set and enlist."""
+def guess(at, home, key):
+    """(slot where the key is, or would be put, unless that is in another line than its home; whether it is there)."""
+    there, free = matches(at.keys, home, key), matches(at.keys, home, EMPTY)
+    return home + lowest_bit(select(there != 0, there, free | 1 << LINE_SLOTS - 1)), there != 0
+
+
+@njit
+def find(at, control, key):
+    """The key's slot, -1 where it is not there."""
+    line = home_of(control, key)
+    for _ in range(BLOCK_SLOTS // LINE_SLOTS):
+        there = matches(at.keys, line, key)
+        if there:
+            return line + lowest_bit(there)
+        if word(at.passed, line >> 3) == np.uint64(0):
+            break
+        line = next_line(line)
+    return -1
+
+
+@njit
+def take(at, control, key, words):
+    """Put a new key into a block that is not full, with a zeroed state of `words` words; its slot.
+
+    The state's deadline is the caller's to set and enlist.
+    """
+    line = home_of(control, key)
+    free = matches(at.keys, line, EMPTY)
+    while not free:
+        put(at.passed, line >> 3, word(at.passed, line >> 3) + np.uint64(1))
+        line = next_line(line)
+        free = matches(at.keys, line, EMPTY)
+    slot = line + lowest_bit(free)
     put(at.keys, slot, key)
     for i in range(words):
         put(at.words, slot * words + i, np.uint64(0))
     put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) + np.uint64(1))
     control.live += 1
     control.created += 1
+    return slot
 
 
 @njit(forceinline=True)
 def give_back(at, control, slot):
-    """Free a slot. Marks of used slots are swept where the next one was never used, so that searches stay short."""
+    """Free a slot."""
+    line = home_of(control, word(at.keys, slot))
+    while line != slot & ~(LINE_SLOTS - 1):
+        put(at.passed, line >> 3, word(at.passed, line >> 3) - np.uint64(1))
+        line = next_line(line)
+    put(at.keys, slot, EMPTY)
     put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) - np.uint64(1))
     control.live -= 1
-    base, i = slot & ~(BLOCK_SLOTS - 1), slot & (BLOCK_SLOTS - 1)
-    put(at.keys, slot, GONE)
-    if word(at.keys, base | ((i + 1) & (BLOCK_SLOTS - 1))) != EMPTY:
-        return
-    while word(at.keys, base | i) == GONE:
-        put(at.keys, base | i, EMPTY)
-        i = (i - 1) & (BLOCK_SLOTS - 1)
 
 
 @njit(forceinline=True)
@@ -188,7 +213,7 @@ def victim(at, control, key):
     base, best, best_due, seen = home & ~(BLOCK_SLOTS - 1), home, np.int64(0), 0
     for i in range(BLOCK_SLOTS):
         slot = base | ((home + i) & (BLOCK_SLOTS - 1))
-        if word(at.keys, slot) > GONE:
+        if word(at.keys, slot) != EMPTY:
             due = np.int64(word(at.words, slot * control.state_words + DUE_WORD))
             if seen == 0 or due < best_due:
                 best, best_due = slot, due

@@ -19,6 +19,7 @@ from dataplane.flowtable import (
     enlist,
     find,
     give_back,
+    guess,
     home_of,
     nearer,
     places,
@@ -37,7 +38,7 @@ TAG: str
 key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
-AHEAD_PACKETS = 12  # how far ahead the table's lines are asked for
+FAR_PACKETS, NEAR_PACKETS = np.uint64(24), np.uint64(12)  # how far ahead the lines of keys and states are asked for
 FETCH_MAX_BYTES = 4 * LINE_BYTES  # of a state
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 STATE_WORDS = STATE_BYTES // 8
@@ -54,15 +55,20 @@ def named(function):
 
 
 @njit(forceinline=True)
-def fetch(at, slot):
-    """Ask for the lines that a packet's state will be read from; where states come and go, those that takes too."""
-    prefetch(at.keys, slot, 8, 0)
-    for line in range(0, min(STATE_BYTES, FETCH_MAX_BYTES), LINE_BYTES):
-        prefetch(at.words, slot, STATE_BYTES, line)
-    if SHORT_LIVED:
-        prefetch(at.ends, slot, HEAD_BYTES, 0)
-        prefetch(at.after, slot, 8, 0)
-        prefetch(at.before, slot, 8, 0)
+def look_ahead(at, control, keys, slots, i, n):
+    """Ask for the lines that the packets after `i` will need: first their keys, then what these lead to."""
+    if i + FAR_PACKETS < n:
+        prefetch(at.keys, home_of(control, keys[i + FAR_PACKETS]), 8, 0)
+    if i + NEAR_PACKETS < n:
+        k = keys[i + NEAR_PACKETS]
+        slot, there = guess(at, home_of(control, k), k)
+        slots[i + NEAR_PACKETS] = slot
+        for line in range(0, min(STATE_BYTES, FETCH_MAX_BYTES), LINE_BYTES):
+            prefetch(at.words, slot, STATE_BYTES, line)
+        if not there or SHORT_LIVED:
+            prefetch(at.ends, slot, HEAD_BYTES, 0)
+            prefetch(at.after, slot, 8, 0)
+            prefetch(at.before, slot, 8, 0)
 
 
 @njit(forceinline=True)
@@ -144,12 +150,13 @@ def advance(table, at, target, events, text, params, turn):
 
 
 @njit
-def admit(at, control, mem, pkt, k, slot):
-    """A state for a new key in the free slot `slot`."""
-    take(at, control, slot, k, STATE_WORDS)
+def admit(at, control, mem, pkt, k):
+    """The slot of a state for a new key."""
+    slot = take(at, control, k, STATE_WORDS)
     write_ends(at.ends, slot * HEAD_BYTES, mem, pkt)
     put(at.words, slot * STATE_WORDS + BORN_WORD, np.uint64(pkt.seq))
     put(at.words, slot * STATE_WORDS + DUE_WORD, np.uint64(NEVER))
+    return slot
 
 
 @njit(forceinline=True)
@@ -177,7 +184,7 @@ def gather(packets, index, count, chosen, keys, control, params, turn):
     for i in range(count):
         row = index[i]
         k = key(packets[row], params)
-        chosen[n], keys[n] = row, k | np.uint64(2)  # written always, counted if so: no branch to guess
+        chosen[n], keys[n] = row, k  # written always, counted if so: no branch to guess
         n += np.uint64((k != np.uint64(0)) & (workers == 1 or worker_of(control, k, workers) == worker))
     return np.int64(n)
 
@@ -188,30 +195,30 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
 
     (done, events made): done is False when `events` is full; take them and call again.
     """
-    turn, control, p, (chosen, keys) = turns[0], table.control[0], params[0], scratch
+    turn, control, p, (chosen, keys, slots) = turns[0], table.control[0], params[0], scratch
     at, mem, text = places(table), memory(buf), memory(event_bytes)
     turn.made = 0
     if turn.position == 0:
         turn.chosen = gather(packets, index, count, chosen, keys, control, p, turn)
-    for i in range(np.uint64(turn.position), np.uint64(turn.chosen)):
+    n = np.uint64(turn.chosen)
+    for i in range(np.uint64(turn.position), n):
         if turn.made >= turn.room:
             turn.position = i
             return False, turn.made
-        if i + AHEAD_PACKETS < turn.chosen:
-            fetch(at, home_of(control, keys[i + AHEAD_PACKETS]))
+        look_ahead(at, control, keys, slots, i, n)
         pkt, k = packets[chosen[i]], keys[i]
         if pkt.clock >> TICK_BITS > control.now or not control.started:
             if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
                 turn.position = i
                 return False, turn.made
-        slot = find(at, control, k)
+        slot = np.int64(slots[i])
+        if word(at.keys, slot) != k:
+            slot = find(at, control, k)
         fresh = slot < 0
         if fresh:
             if crowded(at, control, k):
                 make_room(table, at, pkt, k, events, text, p, turn)
-                slot = find(at, control, k)
-            slot = -1 - slot
-            admit(at, control, mem, pkt, k, slot)
+            slot = admit(at, control, mem, pkt, k)
         state, event = table.states[np.uint64(slot)], events[np.uint64(turn.made)]
         if not SILENT:
             begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)

@@ -5,9 +5,10 @@ numba counts references at each call that takes an array, which is dearer than a
 handle is an address and a load is one instruction; interpreted, or with NUMBA_BOUNDSCHECK=1, it is the array itself and
 each access is checked.
 
-`byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array; `word` and `put` read and write
-elements of a uint64 array; `load64` and `store64` move eight bytes at a byte offset; `prefetch` asks for the cache line of a row that will be wanted soon. `select` takes one
-of two numbers without a branch, where a processor would guess wrong; `high_product` is the upper half of a product.
+`byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array, `load64` and `store64` move eight
+bytes; `word` and `put` read and write elements of a uint64 array, `matches` says which of eight from a cache line's start
+on are equal to a value, as bits; `prefetch` asks for the cache line of a row that will be wanted soon. `select` takes one
+of two numbers without a branch; `high_product` is the upper half of a product.
 """
 
 import os
@@ -130,6 +131,36 @@ def _select():
     return select
 
 
+def _eight():
+    """Intrinsics: eight uint64 compared at once, and the place of a mask's lowest bit."""
+
+    @intrinsic
+    def matches(typing_context, base, index, value):
+        def generate(context, builder, signature, args):
+            from llvmlite import ir
+
+            eight, one = ir.VectorType(ir.IntType(64), 8), ir.IntType(32)
+            address = builder.add(args[0], builder.shl(args[1], ir.Constant(ir.IntType(64), 3)))
+            there = builder.load(builder.inttoptr(address, eight.as_pointer()), align=64)
+            first = builder.insert_element(ir.Constant(eight, ir.Undefined), args[2], one(0))
+            every = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(one, 8), [0] * 8))
+            mask = builder.bitcast(builder.icmp_unsigned("==", there, every), ir.IntType(8))
+            return builder.zext(mask, ir.IntType(64))
+
+        return types.int64(types.int64, types.int64, types.uint64), generate
+
+    @intrinsic
+    def lowest_bit(typing_context, mask):
+        def generate(context, builder, signature, args):
+            from llvmlite import ir
+
+            return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+        return types.int64(types.int64), generate
+
+    return matches, lowest_bit
+
+
 def _high_product():
     """Intrinsic: the upper half of the 128-bit product."""
 
@@ -191,6 +222,21 @@ if CHECKED:
             mem[np.uint64(at + i)] = value >> np.uint64(8 * i) & np.uint64(255)
 
     @njit
+    def matches(mem, index, value):
+        mask = 0
+        for i in range(8):
+            mask |= np.int64(mem[index + i] == value) << i
+        return mask
+
+    @njit
+    def lowest_bit(mask):
+        """Place of the lowest bit of `mask`, which is not 0."""
+        place = 0
+        while not mask >> place & 1:
+            place += 1
+        return place
+
+    @njit
     def prefetch(mem, index, size, within):
         pass
 
@@ -203,6 +249,7 @@ else:
     byte, be16, be32, be64 = (_loader(bits) for bits in (8, 16, 32, 64))
     word, put = _word()
     load64, store64 = _copier()
+    matches, lowest_bit = _eight()
     prefetch, select = _prefetch(), _select()
 
     @njit

@@ -184,10 +184,14 @@ def rows(dtype, count):
 
     Attribute access to a row works compiled and, through Row, interpreted too. Pages are taken on first use.
     """
-    size = int(count) * dtype.itemsize
+    return rows_of(zeros(int(count) * dtype.itemsize), dtype)
+
+
+def zeros(size):
+    """`size` zeroed bytes from the start of a cache line."""
     room = np.zeros(size + LINE_BYTES, np.uint8)
     first = -room.ctypes.data % LINE_BYTES
-    return rows_of(room[first : first + size], dtype)
+    return room[first : first + size]
 
 
 def rows_of(data, dtype):

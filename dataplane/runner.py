@@ -63,14 +63,13 @@ class Runner:
         turn = self.turns[0]
         turn.worker, turn.workers = share
         turn.room = BUFFER_EVENTS - ROOM_EVENTS
-        self.scratch = np.zeros(1, np.uint32), np.zeros(1, np.uint64)
+        self.scratch = new_scratch(1)
 
     def work(self, batch):
         """Run the detector over its list of the batch; a list of arrays, bytes of the events made."""
         kind, made, done = self.detector.kind, [], False
         if len(self.scratch[0]) <= batch.numbers[kind]:
-            size = len(batch.views[kind])
-            self.scratch = np.zeros(size, np.uint32), np.zeros(size, np.uint64)
+            self.scratch = new_scratch(len(batch.views[kind]))
         packets = batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock
         fixed = self.table, self.scratch, self.events, self.event_bytes, self.params, self.turns
         while not done:
@@ -88,7 +87,7 @@ class Runner:
 
     def live(self):
         """Slots of this worker's live states and the seq of the packet that made each, oldest first."""
-        slots = np.flatnonzero(self.table.keys > 1)
+        slots = np.flatnonzero(self.table.keys)
         shift, turn = int(self.table.control[0].blocks_shift), self.turns[0]
         slots = slots[((slots >> 6) * int(turn.workers) >> shift) == turn.worker]
         born = self.table.states["born"][slots]
@@ -99,6 +98,11 @@ class Runner:
         """Tick the states in `slots` (at most FINISH_STATES) for the last time; bytes of the events made."""
         n = self.finish(self.table, slots, clock, self.events, self.event_bytes, self.params, self.turns)
         return self.take(n)
+
+
+def new_scratch(size):
+    """Row numbers of the packets at hand, their keys, their likely slots."""
+    return np.zeros(size, np.uint32), np.zeros(size, np.uint64), np.zeros(size, np.uint32)
 
 
 def make_runners(detector, params, capacity, workers):

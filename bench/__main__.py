@@ -74,11 +74,16 @@ def most_packets(name, case, quick):
     return min(most // 20 if quick and most != peers.ALL else most, case.packets)
 
 
+def capacity_for(case):
+    """What tables must be made for: some of their blocks are fuller than others."""
+    return case.flows * 5 // 4
+
+
 def paired(results, name, case, path, quick):
     """One round of one peer: qoetap's command, its kernels, the peer. None if the peer is missing."""
     given = most_packets(name, case, quick)
     source = path if given == case.packets else traffic.head(path, given)
-    capacity = 2 * case.flows
+    capacity = capacity_for(case)
     command = attempt(results, "qoetap command", lambda: whole(path, case.packets))
     kernel = attempt(results, "qoetap kernel", lambda: ours.kernel(path, capacity=capacity))
     peer = attempt(results, name, lambda: peers.PEERS[name].run(source, given))
@@ -167,7 +172,7 @@ def main():
             say(f"{case.name}")
             measure(results, case, [n for n in names if n in results["versions"]], args)
         first = cases(args)[0][0]
-        results["kernels"] = kernels(results, traffic.make(first), 2 * first.flows)
+        results["kernels"] = kernels(results, traffic.make(first), capacity_for(first))
         tiny = traffic.make(traffic.Traffic(10, 10))
         results["start"] = attempt(results, "qoetap start", lambda: ours.start_up(tiny, args.rounds))
     report.write(results, args.out)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.peers import Run, launch
 
+ONE_FLOW_IN = {"flow": 1, "iqn": 4, "probe_stream": 16}  # of how many flows of the traffic a detector sees one
 DETECTORS = ("iqn", "icmp_loop", "ptp", "sandwich", "probe_stream", "flow")
 
 
@@ -53,9 +54,11 @@ def qoetap_rate(path, detectors, workers, capacity):
     from dataplane.wire import decode_options
     from qoetap import config
 
-    layer = config.Layer("bench", {"detectors": {"flow": {"capacity": capacity}}} if capacity else {})
     known = registry.load_all()
-    settings = config.load([layer], known)
+    sizes = {name: {"capacity": max(known[name].capacity, capacity // part)} for name, part in ONE_FLOW_IN.items()}
+    if capacity:
+        sizes["flow"]["capacity"] = capacity
+    settings = config.load([config.Layer("bench", {"detectors": sizes})], known)
     parts = []
     for name in detectors:
         section = getattr(settings.detectors, name)

@@ -124,7 +124,7 @@ class Engine:
     def deliver(self):
         """Sort the pending events into delivery order and write them to the sink."""
         made = zip(self.detectors, self.pending, strict=True)
-        parts = [(d, rows_of(np.concatenate(data), d.event)) for d, data in made if data]
+        parts = [(d, rows_of(data[0] if len(data) == 1 else np.concatenate(data), d.event)) for d, data in made if data]
         self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, self.seen
         if not parts:
             return
@@ -176,8 +176,11 @@ def delivery_order(parts):
     part = np.repeat(np.arange(len(parts)), [len(events) for _, events in parts])
     row = np.concatenate([np.arange(len(events)) for _, events in parts])
     keys = [np.concatenate([events[name] for _, events in parts]) for name in ("cause", "by_packet", "order")]
-    order = np.lexsort((part, *keys))
-    return np.stack((part[order], row[order]), axis=1)
+    keys = [key for key in keys if (key != key[:1]).any()]
+    if keys:
+        order = np.lexsort(keys) if len(keys) > 1 else np.argsort(keys[0], kind="stable")
+        part, row = part[order], row[order]
+    return np.stack((part, row), axis=1)
 
 
 def age_ranges(borns):

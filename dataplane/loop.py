@@ -10,6 +10,7 @@ from numba import njit
 from dataplane.flowtable import (
     BORN_WORD,
     DUE_WORD,
+    EMPTY,
     HEAD_BYTES,
     TICK_BITS,
     WHEEL_TICKS,
@@ -39,7 +40,8 @@ key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
 FAR_PACKETS, NEAR_PACKETS = np.uint64(24), np.uint64(12)  # how far ahead the lines of keys and states are asked for
-FETCH_MAX_BYTES = 4 * LINE_BYTES  # of a state
+AHEAD_STATES = 8  # the same at the end of input
+USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, 4 * LINE_BYTES), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 STATE_WORDS = STATE_BYTES // 8
 EVENT_BYTES, ENDS_AT = DETECTOR.event.itemsize, DETECTOR.event.fields["src"][1]
@@ -55,6 +57,17 @@ def named(function):
 
 
 @njit(forceinline=True)
+def fetch(at, slot, size, linked):
+    """Ask for the first `size` bytes of a slot's state; with `linked` for all that to take or free it touches."""
+    for line in range(0, size, LINE_BYTES):
+        prefetch(at.words, slot, STATE_BYTES, line)
+    if linked:
+        prefetch(at.ends, slot, HEAD_BYTES, 0)
+        prefetch(at.after, slot, 8, 0)
+        prefetch(at.before, slot, 8, 0)
+
+
+@njit(forceinline=True)
 def look_ahead(at, control, keys, slots, i, n):
     """Ask for the lines that the packets after `i` will need: first their keys, then what these lead to."""
     if i + FAR_PACKETS < n:
@@ -63,12 +76,10 @@ def look_ahead(at, control, keys, slots, i, n):
         k = keys[i + NEAR_PACKETS]
         slot, there = guess(at, home_of(control, k), k)
         slots[i + NEAR_PACKETS] = slot
-        for line in range(0, min(STATE_BYTES, FETCH_MAX_BYTES), LINE_BYTES):
-            prefetch(at.words, slot, STATE_BYTES, line)
-        if not there or SHORT_LIVED:
-            prefetch(at.ends, slot, HEAD_BYTES, 0)
-            prefetch(at.after, slot, 8, 0)
-            prefetch(at.before, slot, 8, 0)
+        if there:
+            fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
+        else:
+            fetch(at, slot, WHOLE_BYTES, True)
 
 
 @njit(forceinline=True)
@@ -237,15 +248,23 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
 
 @named
 def finish(table, slots, clock, events, event_bytes, params, turns):
-    """Tick the states in `slots` for the last time, at the end of input; `events` has room for all. Events made."""
+    """Tick the states in `slots` for the last time, at the end of input; `events` has room for all. Events made.
+
+    Nothing can come after it: the slots are emptied, but not taken out of the wheel.
+    """
     turn, at, text, p = turns[0], places(table), memory(event_bytes), params[0]
     turn.made = 0
-    for slot in slots:
+    for i in range(slots.size):
+        if i + AHEAD_STATES < slots.size:
+            fetch(at, slots[i + AHEAD_STATES], USUAL_BYTES, False)
+            prefetch(at.ends, slots[i + AHEAD_STATES], HEAD_BYTES, 0)
+            prefetch(at.keys, slots[i + AHEAD_STATES], 8, 0)
+        slot = slots[i]
         state, event = table.states[slot], events[turn.made]
         begin(event, clock, NEVER, state.born, state.born, 0)
         code = tick(state, clock, END, event, p)
         if code:
             emit(event, text, at, slot, code, turn)
-        delist(at, slot)
-        give_back(at, table.control[0], slot)
+        put(at.keys, slot, EMPTY)
+    table.control[0].live -= slots.size
     return turn.made

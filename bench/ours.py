@@ -66,7 +66,7 @@ def qoetap_rate(path, detectors, workers, capacity):
     for _ in range(2):
         started = time.perf_counter()
         engine = Engine(parts, Discard(), decode_options(b"bench"), workers, settings.batch_rows)
-        engine.run(open_capture(path, engine.batch_rows, engine.hold))
+        engine.run(open_capture(path, engine.block_frames, engine.hold))
         engine.end()
         seconds = time.perf_counter() - started
     return engine.seen / seconds

@@ -9,11 +9,12 @@ import numpy as np
 from numba import njit
 
 from dataplane import wire
-from dataplane.kernels import Kernel
-from dataplane.memory import memory
-from dataplane.records import IP, KINDS, NO_TIME, PACKET, QUIC, TIME_NONE, TIME_RANGE, rows
+from dataplane.chain import Chain, Stage
+from dataplane.kernels import stage_address
+from dataplane.memory import array_at, memory
+from dataplane.records import BATCH, FRAME, IP, KINDS, NO_TIME, PACKET, QUIC, TIME_NONE, TIME_RANGE, rows
 
-BATCH_ROWS = 16384  # a compromise: rows of 4096 stay in the second-level cache, calls from Python weigh less at 16384
+BATCH_ROWS = 4096
 
 # The capture clock survives damaged timestamps: a step forward counts at most this much, a step back beyond the other
 # limit is taken as a new time base. Steps back within the limit leave the clock where it is.
@@ -164,18 +165,17 @@ def list_kinds(scratch, lists, counts, n):
                 counts[k] += 1
 
 
-@njit(nogil=True, cache=True)
+@njit
 def fill(buf, frames, options, packets, scratch, lists, counts, reasons, first_seq):
     """Decode all frames into `packets`; `lists` (kinds, rows) takes row numbers, `counts` (kinds,) their number.
 
-    `reasons` (2, reasons) counts where decoding stopped: packets that are in no list, and packets that are. Each sort of
+    `reasons` (2, reasons) adds up where decoding stopped: packets that are in no list, and packets that are. Each sort of
     frame has a loop of its own: all in one would have a branch where no processor can guess.
     """
     counts[:] = 0
-    reasons[:] = 0
     settings, mem = options[0], memory(buf)
     n_odd, n_udp = fill_common(mem, frames, packets, settings, scratch, first_seq)
-    reasons[1, wire.OK] = frames.size - n_odd
+    reasons[1, wire.OK] += frames.size - n_odd
     n_udp = fill_odd(mem, frames, packets, settings, scratch, reasons, n_odd, n_udp)
     fill_udp(mem, frames, packets, settings, scratch, n_udp)
     list_kinds(scratch, lists, counts, frames.size)
@@ -184,25 +184,114 @@ def fill(buf, frames, options, packets, scratch, lists, counts, reasons, first_s
         row.quic_client = wire.client_of(mem, settings, row)
 
 
-class Batch:
-    """PACKET rows and index lists for up to `size` frames, reused from block to block."""
+FRAME_BYTES, N_REASONS, DECODE = FRAME.itemsize, len(wire.REASONS), wire.DECODE
+DECODING = np.dtype(  # context of the stage, by addresses
+    [
+        ("frames", np.int64),  # of the block
+        ("seq", np.int64),  # number of its first one
+        ("clock", np.int64),  # CLOCK; 0: the frames have their clocks
+        *((name, np.int64) for name in ("options", "reasons", *Scratch._fields)),
+    ],
+    align=True,
+)
 
-    fill_kernel = Kernel(fill)
+
+def decode_stage(context, batch):
+    """Decode the tile at hand; see chain.py."""
+    c, b = array_at(context, 1, DECODING)[0], array_at(batch, 1, BATCH)[0]
+    frames = array_at(c.frames + b.first * FRAME_BYTES, b.size, FRAME)
+    if c.clock:
+        b.clock = set_clock(frames, array_at(c.clock, 1, CLOCK))
+    numbers = b.rows + 1
+    scratch = Scratch(
+        array_at(c.kinds, b.rows, np.uint8),
+        array_at(c.odd, numbers, np.uint32),
+        array_at(c.udp, numbers, np.uint32),
+        array_at(c.some, numbers, np.uint32),
+    )
+    fill(
+        array_at(b.buf, b.buf_bytes, np.uint8),
+        frames,
+        array_at(c.options, 1, DECODE),
+        array_at(b.packets, b.rows, PACKET),
+        scratch,
+        array_at(b.lists, (len(KINDS), numbers), np.int32),
+        array_at(b.counts, len(KINDS), np.int64),
+        array_at(c.reasons, (2, N_REASONS), np.int64),
+        c.seq + b.first,
+    )
+    return 1
+
+
+class Batch:
+    """PACKET rows and index lists for up to `size` frames, reused from tile to tile and block to block."""
 
     def __init__(self, size=BATCH_ROWS):
         self.packets = rows(PACKET, size)
         self.lists = np.zeros((len(KINDS), size + 1), np.int32)
         self.counts = np.zeros(len(KINDS), np.int64)
-        self.scratch = new_scratch(size)
         self.reasons = np.zeros((2, len(wire.REASONS)), np.int64)
-        self.views, self.numbers = list(self.lists), []
-        self.buf, self.size, self.clock = None, 0, 0
+        self.views, self.frames = list(self.lists), 0
+        self.row, self.context, self.scratch = rows(BATCH, 1), rows(DECODING, 1), new_scratch(size)
+        self.block = self.options = self.clocks = None
+        row, context = self.row[0], self.context[0]
+        row.rows, row.packets, row.lists, row.counts = (
+            size,
+            *(a.ctypes.data for a in (self.packets, self.lists, self.counts)),
+        )
+        context.reasons = self.reasons.ctypes.data
+        for name, array in zip(Scratch._fields, self.scratch, strict=True):
+            context[name] = array.ctypes.data
+
+    def stage(self, options, clocks=None):
+        """Decoding, as a Stage: with `clocks` (CLOCK rows) it sets the frames' clocks too."""
+        self.options, self.clocks = options, clocks
+        context = self.context[0]
+        context.options, context.clock = options.ctypes.data, 0 if clocks is None else clocks.ctypes.data
+        return Stage(stage_address(decode_stage), self.context, Batch.decode)
+
+    def give(self, block, first_seq):
+        """The block that is to be decoded next; it must stay until the batch is used up."""
+        self.block, self.frames = block, len(block.frames)
+        row, context = self.row[0], self.context[0]
+        row["buf"], row["buf_bytes"] = block.buf.ctypes.data, len(block.buf)
+        context["frames"], context["seq"] = block.frames.ctypes.data, first_seq
+
+    def decode(self):
+        """The stage where it is called from Python."""
+        row = self.row[0]
+        frames = self.block.frames[row.first : row.first + row.size]
+        if self.clocks is not None:
+            row.clock = set_clock(frames, self.clocks)
+        work = self.packets, self.scratch, self.lists, self.counts, self.reasons
+        fill(self.block.buf, frames, self.options, *work, int(self.context[0].seq) + int(row.first))
+        return True
 
     def fill(self, block, options, first_seq, clock):
-        """Decode a block whose clocks are set, the last to `clock`; it must stay until the batch is used up."""
+        """Decode a whole block whose clocks are set, the last to `clock`."""
         if len(block.frames) > len(self.packets):
             raise ValueError(f"a block of {len(block.frames)} frames for a batch of {len(self.packets)} rows")
-        self.buf, self.size, self.clock = block.buf, len(block.frames), clock
-        work = (self.packets, self.scratch, self.lists, self.counts, self.reasons)
-        self.fill_kernel(block.buf, block.frames, options, *work, first_seq)
-        self.numbers = self.counts.tolist()
+        self.reasons[:] = 0
+        self.give(block, first_seq)
+        self.row[0].clock, self.row[0].size = clock, 0
+        self.counts[:] = 0
+        for _ in Chain([self.stage(options)]).over(self, len(self.packets)):
+            raise AssertionError("decoding makes no events")
+
+    @property
+    def buf(self):
+        return self.block.buf
+
+    @property
+    def size(self):
+        """Frames of the tile at hand."""
+        return int(self.row[0].size)
+
+    @property
+    def clock(self):
+        return int(self.row[0].clock)
+
+    @property
+    def numbers(self):
+        """How many row numbers each list holds."""
+        return self.counts.tolist()

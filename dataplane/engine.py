@@ -1,9 +1,9 @@
 """The loop: read blocks, decode them, run detectors, hand events on. Knows no header, detector or sink by name.
 
-With several workers one half of them reads and decodes the next group of blocks while the other half runs the detectors
-over the last one, each for the states it owns. Events are delivered in order of the capture clock, whoever made them
-and however the capture was cut into blocks: a deadline before the packets of the same instant, then by packet number,
-then by detector.
+One worker takes a block through decoding and all detectors tile by tile. With several, one half of them reads and
+decodes the next group of blocks while the other half runs the detectors over the last one, each for the states it owns.
+Events are delivered in order of the capture clock, whoever made them and however the capture was cut into blocks: a
+deadline before the packets of the same instant, then by packet number, then by detector.
 """
 
 import time
@@ -12,15 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
+from dataplane.capture import Block
+from dataplane.chain import Chain
 from dataplane.events import Events
 from dataplane.kernels import Kernel
 from dataplane.ledger import Ledger
 from dataplane.records import rows_of
 from dataplane.runner import FINISH_STATES, make_runners
 
+BLOCK_TILES = 8  # a block has so many
 GROUP_PACKETS, GROUP_BATCHES = 32_768, 32  # in a group, with several workers: at most; at least one batch each
-DELIVER_EVENTS = 4096  # events are sorted and handed on when so many have come together, or after so many packets
-DELIVER_PACKETS = 262_144
+DELIVER_PACKETS = (
+    262_144  # events are sorted and handed on after so many packets, or when one detector's buffer is full
+)
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
 
@@ -34,33 +38,37 @@ class Engine:
     """Detectors over captures.
 
     detectors: list of (Detector, params rows (1,), capacity); sink: has write(Events); options: wire.DECODE rows (1,).
+    Sources are to be opened with `block_frames` and `hold`.
     """
 
     def __init__(self, detectors, sink, options, workers=1, batch_rows=BATCH_ROWS, agent_id=""):
         self.detectors = [detector for detector, _, _ in detectors]
-        self.sink, self.options, self.agent_id = sink, options, agent_id
-        self.workers, self.batch_rows = workers, batch_rows
-        shares = shares_of(workers)
-        self.group_size = 1 if workers == 1 else max(workers, min(GROUP_PACKETS // batch_rows, GROUP_BATCHES))
+        self.sink, self.agent_id, self.workers, self.tile = sink, agent_id, workers, batch_rows
+        self.block_frames, shares = batch_rows * BLOCK_TILES, shares_of(workers)
+        size = batch_rows if workers == 1 else self.block_frames
+        self.group_size = 1 if workers == 1 else max(workers, min(GROUP_PACKETS // size, GROUP_BATCHES))
         self.hold = self.group_size if workers == 1 else 2 * self.group_size
-        self.batches = [[Batch(batch_rows) for _ in range(self.group_size)] for _ in range(1 if workers == 1 else 2)]
-        per_detector = [make_runners(*d, shares) for d in detectors]
-        self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[]] * shares
-        self.pool = ThreadPoolExecutor(workers) if workers > 2 else None
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
-        self.set_clock = Kernel(set_clock)
-        self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, 0
+        self.batches = [[Batch(size) for _ in range(self.group_size)] for _ in range(1 if workers == 1 else 2)]
+        per_detector = [make_runners(*d, shares, size) for d in detectors]
+        self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[] for _ in range(shares)]
+        detecting = [[runner.stage() for runner in share] for share in self.runners]
+        if workers == 1:
+            detecting[0].insert(0, self.batches[0][0].stage(options, self.clock))
+        self.chains = [Chain(stages) for stages in detecting]
+        self.pool = ThreadPoolExecutor(workers) if workers > 2 else None
+        self.options, self.set_clock = options, Kernel(set_clock)
+        self.pending, self.delivered_at = [[] for _ in self.detectors], 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
     def run(self, source, watch=None):
-        """Read one capture to its end. `watch(batch, block)` sees each batch after decoding, in order.
+        """Read one capture to its end. `watch(batch, block)` sees each tile or batch after decoding, in order.
 
         The source must keep `hold` blocks valid.
         """
         self.files.append((self.seen, source.name))
         if self.workers == 1:
-            for group in self.groups(source):
-                self.detect(self.decode(group, watch))
+            self.run_alone(source, watch)
             return
         with ThreadPoolExecutor(1) as detecting:
             turn = None
@@ -78,59 +86,103 @@ class Engine:
         for block in source.blocks():
             group.append(block)
             if len(group) == self.group_size:
-                started = self.spent("read", started)
+                self.spent("read", started)
                 yield group
                 group, started = [], time.perf_counter()
         self.spent("read", started)
         if group:
             yield group
 
+    # --- one worker
+
+    def run_alone(self, source, watch):
+        batch, chain, busy = self.batches[0][0], self.chains[0], 0.0
+        for (block,) in self.groups(source):
+            for part in tiles_of(block, self.tile) if watch else (block,):
+                started = time.perf_counter()
+                batch.give(part, self.seen)
+                full = self.detect_one(chain, self.runners[0], batch, self.tile)
+                busy += time.perf_counter() - started
+                self.count_packets(batch)
+                if watch:
+                    watch(batch, part)
+                self.deliver_if(full)
+        decoding = busy * int(chain.ticks[0]) / max(1, int(chain.ticks.sum()))
+        self.seconds["decode"] += decoding
+        self.seconds["detect"] += busy - decoding
+        chain.ticks[:] = 0
+
+    # --- several workers
+
     def decode(self, blocks, watch=None):
         """A batch of each block. The clock comes first, since it runs through all of them."""
-        started, jobs = time.perf_counter(), []
+        started, jobs, seen = time.perf_counter(), [], self.seen
         batches = self.batches[0]
         self.batches.reverse()  # the other ones may still be at work
         for batch, block in zip(batches, blocks, strict=False):
-            jobs.append((batch, block, self.seen, self.set_clock(block.frames, self.clock)))
-            self.seen += len(block.frames)
-            self.ledger.seen += len(block.frames)
-        self.map(lambda job: job[0].fill(job[1], self.options, *job[2:]), jobs)
+            jobs.append((batch, block, self.options, seen, self.set_clock(block.frames, self.clock)))
+            seen += len(block.frames)
+        self.map(lambda job: job[0].fill(*job[1:]), jobs)
         for batch, block, *_ in jobs:
-            self.ledger.lists += batch.reasons
+            self.count_packets(batch)
             if watch:
                 watch(batch, block)
         self.spent("decode", started)
         return batches[: len(blocks)]
 
     def detect(self, batches):
-        """Run every detector over the batches. Events wait in `pending`, bytes by detector, until there are enough."""
+        """Run every detector over the batches."""
         started = time.perf_counter()
 
-        def work(runners):
-            return [[events for batch in batches for events in runner.work(batch)] for runner in runners]
+        def work(share):
+            return [self.detect_one(*share, batch, batch.frames) for batch in batches]
 
-        for share in self.map(work, self.runners):
-            for detector, waiting, parts in zip(self.detectors, self.pending, share, strict=True):
-                waiting += parts
-                self.waiting += sum(map(len, parts)) // detector.event.itemsize
-        started = self.spent("detect", started)
-        if self.waiting >= DELIVER_EVENTS or self.seen - self.delivered_at >= DELIVER_PACKETS:
-            self.deliver()
-        self.spent("deliver", started)
+        full = any(map(any, self.map(work, list(zip(self.chains, self.runners, strict=True)))))
+        self.spent("detect", started)
+        self.deliver_if(full)
 
     def map(self, function, jobs):
         return list(self.pool.map(function, jobs)) if self.pool else [function(job) for job in jobs]
 
+    # --- both
+
+    def detect_one(self, chain, runners, batch, tile):
+        """Run a chain over the block or batch at hand; whether an event buffer was full."""
+        full = False
+        for _ in chain.over(batch, tile):
+            full = True
+            self.take(runners)
+        return full
+
+    def take(self, runners):
+        """Events made so far wait in `pending`, bytes by detector."""
+        for waiting, runner in zip(self.pending, runners, strict=True):
+            if runner.made:
+                waiting.append(runner.take())
+
+    def count_packets(self, batch):
+        self.seen += batch.frames
+        self.ledger.seen += batch.frames
+        self.ledger.lists += batch.reasons
+        batch.reasons[:] = 0
+
+    def deliver_if(self, full):
+        if full or self.seen - self.delivered_at >= DELIVER_PACKETS:
+            self.deliver()
+
     def deliver(self):
-        """Sort the pending events into delivery order and write them to the sink."""
+        """Sort the events made so far into delivery order and write them to the sink."""
+        started = time.perf_counter()
+        for runners in self.runners:
+            self.take(runners)
         made = zip(self.detectors, self.pending, strict=True)
         parts = [(d, rows_of(data[0] if len(data) == 1 else np.concatenate(data), d.event)) for d, data in made if data]
-        self.pending, self.waiting, self.delivered_at = [[] for _ in self.detectors], 0, self.seen
-        if not parts:
-            return
-        for detector, events in parts:
-            self.count(detector, events)
-        self.sink.write(Events(parts, delivery_order(parts), self.files, self.agent_id))
+        self.pending, self.delivered_at = [[] for _ in self.detectors], self.seen
+        if parts:
+            for detector, events in parts:
+                self.count(detector, events)
+            self.sink.write(Events(parts, delivery_order(parts), self.files, self.agent_id))
+        self.spent("deliver", started)
 
     def count(self, detector, events):
         numbers = np.bincount(events["code"], minlength=len(detector.events) + 1)
@@ -141,8 +193,8 @@ class Engine:
     def end(self):
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
         clock = int(self.clock[0].now) if self.seen else 0
-        started = time.perf_counter()
         self.deliver()
+        started, delivering = time.perf_counter(), self.seconds["deliver"]
         live = [[runner.live() for runner in runners] for runners in self.runners]
         for low, high in age_ranges([born for share in live for _, born in share]):
             for runners, share in zip(self.runners, live, strict=True):
@@ -151,7 +203,7 @@ class Engine:
                     waiting.append(runner.end(slots[first:last], clock))
             self.deliver()
         self.settle([sum(len(slots) for slots, _ in states) for states in zip(*live, strict=True)])
-        self.spent("deliver", started)
+        self.seconds["deliver"] = delivering + time.perf_counter() - started
         if self.pool:
             self.pool.shutdown()
 
@@ -166,6 +218,11 @@ class Engine:
         now = time.perf_counter()
         self.seconds[stage] += now - since
         return now
+
+
+def tiles_of(block, tile):
+    """The block in blocks of at most `tile` frames."""
+    return [Block(block.buf, block.frames[at : at + tile]) for at in range(0, len(block.frames), tile)]
 
 
 def delivery_order(parts):

@@ -8,12 +8,16 @@ import numpy as np
 from numba import njit
 
 from dataplane.flowtable import (
+    BLOCK_SLOTS,
     BORN_WORD,
+    CONTROL,
     DUE_WORD,
     EMPTY,
     HEAD_BYTES,
+    LINE_SLOTS,
     TICK_BITS,
     WHEEL_TICKS,
+    Table,
     copy_ends,
     crowded,
     delist,
@@ -30,11 +34,14 @@ from dataplane.flowtable import (
     worker_of,
     write_ends,
 )
-from dataplane.memory import memory, prefetch, put, word
-from dataplane.records import IP, LINE_BYTES, NEVER
+from dataplane.memory import CHECKED, array_at, memory, prefetch, put, word
+from dataplane.records import BATCH, HEAD, IP, KINDS, LINE_BYTES, NEVER, PACKET
 from detectors.base import DUE, EMERGENCY, END, FORGET
 
 DETECTOR: object  # set by runner.bind before this file is executed
+PARAMS: np.dtype
+CONTEXT: np.dtype
+TURN: np.dtype
 TAG: str
 key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
@@ -44,6 +51,7 @@ AHEAD_STATES = 8  # the same at the end of input
 USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, 4 * LINE_BYTES), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 STATE_WORDS = STATE_BYTES // 8
+KIND, EVENT, STATE = DETECTOR.kind, DETECTOR.event, DETECTOR.state
 EVENT_BYTES, ENDS_AT = DETECTOR.event.itemsize, DETECTOR.event.fields["src"][1]
 
 # `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events
@@ -68,18 +76,29 @@ def fetch(at, slot, size, linked):
 
 
 @njit(forceinline=True)
-def look_ahead(at, control, keys, slots, i, n):
-    """Ask for the lines that the packets after `i` will need: first their keys, then what these lead to."""
-    if i + FAR_PACKETS < n:
-        prefetch(at.keys, home_of(control, keys[i + FAR_PACKETS]), 8, 0)
-    if i + NEAR_PACKETS < n:
-        k = keys[i + NEAR_PACKETS]
-        slot, there = guess(at, home_of(control, k), k)
-        slots[i + NEAR_PACKETS] = slot
-        if there:
-            fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
-        else:
-            fetch(at, slot, WHOLE_BYTES, True)
+def ask_key(at, control, keys, i):
+    """Ask for the line of keys that packet `i` will be looked for in."""
+    prefetch(at.keys, home_of(control, keys[i]), 8, 0)
+
+
+@njit(forceinline=True)
+def ask_state(at, control, keys, slots, i):
+    """Ask for what its key leads to, and note its likely slot."""
+    slot, there = guess(at, home_of(control, keys[i]), keys[i])
+    slots[i] = slot
+    if there:
+        fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
+    else:
+        fetch(at, slot, WHOLE_BYTES, True)
+
+
+@njit
+def ask_first(at, control, keys, slots, n):
+    """The same for the first packets of a batch."""
+    for i in range(min(FAR_PACKETS, n)):
+        ask_key(at, control, keys, i)
+    for i in range(min(NEAR_PACKETS, n)):
+        ask_state(at, control, keys, slots, i)
 
 
 @njit(forceinline=True)
@@ -200,28 +219,30 @@ def gather(packets, index, count, chosen, keys, control, params, turn):
     return np.int64(n)
 
 
-@named
 def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, params, turns):
     """Step the states of this worker's packets in `index` and tick those whose time has come by `clock`.
 
-    (done, events made): done is False when `events` is full; take them and call again.
+    False when `events` is full: take them and call again.
     """
     turn, control, p, (chosen, keys, slots) = turns[0], table.control[0], params[0], scratch
     at, mem, text = places(table), memory(buf), memory(event_bytes)
-    turn.made = 0
     if turn.position == 0:
         turn.chosen = gather(packets, index, count, chosen, keys, control, p, turn)
+        ask_first(at, control, keys, slots, np.uint64(turn.chosen))
     n = np.uint64(turn.chosen)
     for i in range(np.uint64(turn.position), n):
         if turn.made >= turn.room:
             turn.position = i
-            return False, turn.made
-        look_ahead(at, control, keys, slots, i, n)
+            return False
+        if i + FAR_PACKETS < n:
+            ask_key(at, control, keys, i + FAR_PACKETS)
+        if i + NEAR_PACKETS < n:
+            ask_state(at, control, keys, slots, i + NEAR_PACKETS)
         pkt, k = packets[chosen[i]], keys[i]
         if pkt.clock >> TICK_BITS > control.now or not control.started:
             if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
                 turn.position = i
-                return False, turn.made
+                return False
         slot = np.int64(slots[i])
         if word(at.keys, slot) != k:
             slot = find(at, control, k)
@@ -241,9 +262,52 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
         settle(at, control, state, slot, pkt.clock, fresh)
     turn.position = turn.chosen
     if control.started and not advance(table, at, clock >> TICK_BITS, events, text, p, turn):
-        return False, turn.made
+        return False
     turn.position = 0
-    return True, turn.made
+    return True
+
+
+run = named(run) if CHECKED else njit(run)
+
+
+def stage(context, batch):
+    """The same for chain.py: a runner's CONTEXT and a BATCH, by their addresses."""
+    c, b = array_at(context, 1, CONTEXT)[0], array_at(batch, 1, BATCH)[0]
+    links = c.slots + c.workers * WHEEL_TICKS
+    table = Table(
+        array_at(c.keys, c.slots, np.uint64),
+        array_at(c.states, c.slots, STATE),
+        array_at(c.heads, c.slots, HEAD),
+        array_at(c.states, c.slots * STATE_WORDS, np.uint64),
+        array_at(c.heads, c.slots * HEAD_BYTES, np.uint8),
+        array_at(c.after, links, np.uint64),
+        array_at(c.before, links, np.uint64),
+        array_at(c.crowd, c.slots // BLOCK_SLOTS, np.uint64),
+        array_at(c.passed, c.slots // LINE_SLOTS, np.uint64),
+        array_at(c.control, 1, CONTROL),
+    )
+    scratch = (
+        array_at(c.chosen, b.rows, np.uint32),
+        array_at(c.chosen_keys, b.rows, np.uint64),
+        array_at(c.chosen_slots, b.rows, np.uint32),
+    )
+    size = b.rows + 1
+    return run(
+        array_at(b.buf, b.buf_bytes, np.uint8),
+        array_at(b.packets, b.rows, PACKET),
+        array_at(b.lists + KIND * size * 4, size, np.int32),
+        array_at(b.counts, len(KINDS), np.int64)[KIND],
+        b.clock,
+        table,
+        scratch,
+        array_at(c.events, c.room, EVENT),
+        array_at(c.events, c.room * EVENT_BYTES, np.uint8),
+        array_at(c.params, 1, PARAMS),
+        array_at(c.turns, 1, TURN),
+    )
+
+
+stage.__qualname__ = f"stage_{TAG}"
 
 
 @named

@@ -14,7 +14,7 @@ of two numbers without a branch; `high_product` is the upper half of a product.
 import os
 
 import numpy as np
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from dataplane.records import JIT
@@ -256,6 +256,24 @@ else:
     def memory(buf):
         """The handle of a uint8 array, good as long as the caller holds the array."""
         return np.int64(buf.ctypes.data)
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """The address as carray wants it."""
+
+    def generate(context, builder, signature, args):
+        from llvmlite import ir
+
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@njit(forceinline=True)
+def array_at(address, shape, dtype):
+    """The array in memory at an address, which somebody else keeps; only compiled."""
+    return carray(pointer(address), shape, dtype)
 
 
 if JIT:

@@ -120,6 +120,22 @@ PACKET = np.dtype(
     }
 )
 
+# A decoded batch, by the addresses of its arrays
+BATCH = np.dtype(
+    [
+        ("buf", np.int64),
+        ("buf_bytes", np.int64),
+        ("packets", np.int64),  # PACKET rows of the tile at hand
+        ("rows", np.int64),  # room for so many
+        ("lists", np.int64),  # int32, (kinds, rows + 1)
+        ("counts", np.int64),  # int64, (kinds,)
+        ("first", np.int64),  # the tile: its first frame in the block, its frames
+        ("size", np.int64),
+        ("clock", np.int64),  # capture clock after its last frame
+    ],
+    align=True,
+)
+
 # Who an event or a table slot speaks of: both ends as the first packet had them, IPv4 in the first four bytes
 ENDS = [
     ("src", np.uint8, 16),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataplane.chain import Stage
 from dataplane.flowtable import new_tables, table_bytes
-from dataplane.kernels import Kernel
+from dataplane.kernels import Kernel, stage_address
 from dataplane.records import rows
 
 ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
@@ -29,60 +30,87 @@ TURN = np.dtype(
     align=True,
 )
 
+CONTEXT = np.dtype(  # of a detector's stage: addresses of a runner's arrays, and their sizes
+    [
+        (name, np.int64)
+        for name in (
+            *("keys", "states", "heads", "after", "before", "crowd", "passed", "control", "slots", "workers"),
+            *("chosen", "chosen_keys", "chosen_slots", "events", "room", "params", "turns"),
+        )
+    ],
+    align=True,
+)
+
 LOOP = Path(__file__).with_name("loop.py")
 
 
 @functools.cache
-def bind(detector, _params):
+def bind(detector, params):
     """The detector's own loop: loop.py executed with DETECTOR set, as a module that numba can keep on disk.
 
-    One for each dtype of params rows, since a Kernel takes one set of types only.
-
-    Its kernels' names hold a hash of the detector's source, so that a changed detector is compiled anew.
+    One for each dtype of params rows, since compiled code takes one set of types only. The names of its functions hold
+    a hash of the detector's source, so that a changed detector is compiled anew.
     """
     name = f"dataplane.loop_{detector.name}"
     source = inspect.getsource(inspect.getmodule(detector.tick))
     spec = importlib.util.spec_from_file_location(name, LOOP)
     module = importlib.util.module_from_spec(spec)
-    module.DETECTOR = detector
+    module.DETECTOR, module.PARAMS, module.CONTEXT, module.TURN = detector, params, CONTEXT, TURN
     module.TAG = f"{detector.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    return Kernel(module.run), Kernel(module.finish)
+    return module, Kernel(module.finish)
 
 
 class Runner:
-    """One detector's share of the work of one worker."""
+    """One detector's share of the work of one worker. `rows_max`: of the batches it will see."""
 
-    def __init__(self, detector, kernels, table, params, share):
+    def __init__(self, detector, loop, table, params, share, rows_max):
         self.detector, self.table, self.params = detector, table, params
-        self.run, self.finish = kernels
+        self.loop, self.finish = loop
         self.events = rows(detector.event, BUFFER_EVENTS)
         self.event_bytes = np.asarray(self.events).view(np.uint8)
+        self.scratch = np.zeros(rows_max, np.uint32), np.zeros(rows_max, np.uint64), np.zeros(rows_max, np.uint32)
         self.turns = rows(TURN, 1)
         turn = self.turns[0]
         turn.worker, turn.workers = share
         turn.room = BUFFER_EVENTS - ROOM_EVENTS
-        self.scratch = new_scratch(1)
+        self.context = self._context()
 
-    def work(self, batch):
-        """Run the detector over its list of the batch; a list of arrays, bytes of the events made."""
-        kind, made, done = self.detector.kind, [], False
-        if len(self.scratch[0]) <= batch.numbers[kind]:
-            self.scratch = new_scratch(len(batch.views[kind]))
-        packets = batch.buf, batch.packets, batch.views[kind], batch.numbers[kind], batch.clock
+    def _context(self):
+        context = rows(CONTEXT, 1)
+        row, table = context[0], self.table
+        for name in ("keys", "states", "heads", "after", "before", "crowd", "passed", "control"):
+            row[name] = getattr(table, name).ctypes.data
+        for name, array in zip(("chosen", "chosen_keys", "chosen_slots"), self.scratch, strict=True):
+            row[name] = array.ctypes.data
+        for name in ("events", "params", "turns"):
+            row[name] = getattr(self, name).ctypes.data
+        row.slots, row.workers, row.room = len(table.keys), self.turns[0].workers, BUFFER_EVENTS
+        return context
+
+    def stage(self):
+        """The detector's loop, as a Stage. It is done with a batch when it did not ask for its events to be taken."""
+        return Stage(stage_address(self.loop.stage), self.context, self.step)
+
+    def step(self, batch):
+        """The stage where it is called from Python."""
+        kind = self.detector.kind
+        packets = batch.buf, batch.packets, batch.views[kind], int(batch.counts[kind]), batch.clock
         fixed = self.table, self.scratch, self.events, self.event_bytes, self.params, self.turns
-        while not done:
-            done, n = self.run(*packets, *fixed)
-            if n:
-                made.append(self.take(n))
-        return made
+        return self.loop.run(*packets, *fixed)
 
-    def take(self, n):
-        """The bytes of the first `n` events of the buffer, which are zeroed: a field that is left out reads 0."""
-        events = self.event_bytes[: n * self.detector.event.itemsize]
+    @property
+    def made(self):
+        """Events in the buffer."""
+        return int(self.turns[0].made)
+
+    def take(self):
+        """The bytes of the events in the buffer, which are zeroed: a field that is left out reads 0."""
+        events = self.event_bytes[: self.made * self.detector.event.itemsize]
         taken = events.copy()
         events[:] = 0
+        self.turns[0].made = 0
         return taken
 
     def live(self):
@@ -96,8 +124,8 @@ class Runner:
 
     def end(self, slots, clock):
         """Tick the states in `slots` (at most FINISH_STATES) for the last time; bytes of the events made."""
-        n = self.finish(self.table, slots, clock, self.events, self.event_bytes, self.params, self.turns)
-        return self.take(n)
+        self.finish(self.table, slots, clock, self.events, self.event_bytes, self.params, self.turns)
+        return self.take()
 
 
 def in_order(slots, born, bound):
@@ -110,16 +138,11 @@ def in_order(slots, born, bound):
     return packed & (1 << bits) - 1, (packed >> bits) + first
 
 
-def new_scratch(size):
-    """Row numbers of the packets at hand, their keys, their likely slots."""
-    return np.zeros(size, np.uint32), np.zeros(size, np.uint64), np.zeros(size, np.uint32)
-
-
-def make_runners(detector, params, capacity, workers):
+def make_runners(detector, params, capacity, workers, rows_max):
     """A runner for each worker; together they own one table of `capacity` states."""
-    kernels = bind(detector, params.dtype)
+    loop = bind(detector, np.asarray(params).dtype)
     tables = new_tables(capacity, detector.state, workers)
-    return [Runner(detector, kernels, table, params, (i, workers)) for i, table in enumerate(tables)]
+    return [Runner(detector, loop, table, params, (i, workers), rows_max) for i, table in enumerate(tables)]
 
 
 def runner_bytes(detector, capacity, workers):

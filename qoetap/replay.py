@@ -95,7 +95,7 @@ class Run:
 
     def _file(self, path, counting):
         try:
-            self.source = open_capture(path, self.engine.batch_rows, self.engine.hold)
+            self.source = open_capture(path, self.engine.block_frames, self.engine.hold)
         except CaptureError as error:
             self.problems.append(str(error))
             return

@@ -1,7 +1,7 @@
 """Compiling kernels before a run, one process per core, so that the first start is short and the rate means something.
 
 `python -m qoetap.warm UNIT...` is the child: it calls the kernels of each unit with nothing to do, numba keeps them.
-A unit is "batch.fill", "render.render", or "loop.run_" and the name of a detector.
+A unit is "batch.decode_stage", "render.render", or "loop.stage_" and the name of a detector.
 """
 
 import contextlib
@@ -14,21 +14,20 @@ import numpy as np
 import detectors as registry
 from dataplane.batch import Batch
 from dataplane.cache import cold, is_temporary
-from dataplane.capture import Block
 from dataplane.events import Events, Renderer, json_lines
-from dataplane.records import FRAME, JIT, KINDS, rows
+from dataplane.records import JIT, rows
 from dataplane.runner import make_runners
 from dataplane.wire import decode_options
 from qoetap import config
 
-LOOP = "loop.run_"
+LOOP = "loop.stage_"
 UNIT_SECONDS = 4  # about what one unit takes
 SMALL = 64  # rows and states: nothing is done with them
 
 
 def units(names):
     """What is not compiled yet for these detectors; the slow first."""
-    return cold(["batch.fill", "render.render", *(LOOP + name for name in names)]) if JIT else []
+    return cold(["batch.decode_stage", "render.render", *(LOOP + name for name in names)]) if JIT else []
 
 
 def seconds(missing):
@@ -60,15 +59,8 @@ def compile_units(missing):
                 child.kill()
 
 
-def empty_batch():
-    batch = Batch(SMALL)
-    batch.buf, batch.numbers = np.empty(0, np.uint8), [0] * len(KINDS)
-    return batch
-
-
 def compile_decode():
-    block = Block(np.empty(0, np.uint8), rows(FRAME, 0))
-    Batch(SMALL).fill(block, decode_options(b""), 0, 0)
+    Batch(SMALL).stage(decode_options(b""))
 
 
 def compile_render(known):
@@ -81,8 +73,8 @@ def compile_render(known):
 
 def compile_detector(detector):
     params = config.build_params(detector, config.detector_model(detector)())
-    runner = make_runners(detector, params, SMALL, 1)[0]
-    runner.work(empty_batch())
+    runner = make_runners(detector, params, SMALL, 1, SMALL)[0]
+    runner.stage()
     runner.end(np.empty(0, np.int64), 0)
 
 
@@ -91,7 +83,7 @@ def main(names):
     for name in names:
         if name.startswith(LOOP):
             compile_detector(known[name.removeprefix(LOOP)])
-        elif name == "batch.fill":
+        elif name == "batch.decode_stage":
             compile_decode()
         else:
             compile_render(known)

@@ -53,7 +53,7 @@ def run_engine(paths, **options):
     sink = Memory([detector for detector, _, _ in parts])
     engine = Engine(parts, sink, decode, settings.workers, settings.batch_rows, settings.agent_id)
     for path in expand([paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        engine.run(open_capture(path, settings.batch_rows, engine.hold))
+        engine.run(open_capture(path, engine.block_frames, engine.hold))
     engine.end()
     engine.ledger.delivered = sink.delivered
     assert not engine.ledger.imbalance()

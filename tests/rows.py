@@ -124,7 +124,7 @@ def run_rows(paths, **options):
     keep = Keep()
     engine = Engine(parts, keep, decode, settings.workers, settings.batch_rows, settings.agent_id)
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-        engine.run(open_capture(path, settings.batch_rows, engine.hold))
+        engine.run(open_capture(path, engine.block_frames, engine.hold))
     engine.end()
     engine.ledger.delivered = keep.delivered
     assert not engine.ledger.imbalance()

@@ -89,7 +89,7 @@ def test_all_flows_end_at_once(tmp_path):
 def test_input_ends_with_many_states(tmp_path):
     """The last records are handed on a buffer at a time."""
     engine = new_engine(Largest, detectors=["flow"], settings={"flow": {"capacity": AT_ONCE}})
-    engine.run(open_capture(flood(tmp_path / "many.pcap", 100_000), engine.batch_rows))
+    engine.run(open_capture(flood(tmp_path / "many.pcap", 100_000), engine.block_frames))
     engine.end()
     assert engine.sink.delivered > 99_000 and engine.sink.largest <= BUFFER_EVENTS
 

@@ -131,7 +131,7 @@ def test_no_detectors(captures):
     keep, seen = Keep(), []
     engine = Engine([], keep, decode_options(b"x"), workers=2)
     for path in captures[:3]:
-        engine.run(open_capture(path, engine.batch_rows, engine.hold), lambda batch, block: seen.append(batch.size))
+        engine.run(open_capture(path, engine.block_frames, engine.hold), lambda batch, block: seen.append(batch.size))
     engine.end()
     assert engine.ledger.seen == sum(seen) > 0
     assert not engine.ledger.imbalance()

@@ -97,7 +97,7 @@ def test_files(files, tmp_path, monkeypatch, half):
         some = list(itertools.islice(frames, mutants.FILE_FRAMES))
         path.write_bytes(mutants.mutant_file(some, seed, number))
         try:
-            source = open_capture(path, engine.batch_rows)
+            source = open_capture(path, engine.block_frames)
             engine.run(source)
             stopped += source.problem is not None
         except CaptureError:

@@ -1,0 +1,119 @@
+"""Stages run one after another over a block of frames, tile by tile, without coming back to Python in between.
+
+A stage is decoding or one detector's loop. Compiled, it is a C function of two addresses, of its own context and of the
+batch, so any set of detectors makes a chain without being compiled together. A tile's rows stay in the second-level
+cache until all stages have seen them. Interpreted or with bounds checks, a stage is called as what it is.
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+from dataplane.kernels import Kernel
+from dataplane.memory import CHECKED
+from dataplane.records import rows
+
+PLACE = np.dtype(
+    [
+        ("first", np.int64),  # frame at which the tile at hand begins
+        ("stage", np.int64),  # the next one for it
+        ("frames", np.int64),  # in the block
+        ("tile", np.int64),  # frames in a tile
+    ],
+    align=True,
+)
+
+
+class Stage(NamedTuple):
+    """function: address of its compiled code, 0 where that is not called; context: its row; call(batch): the same."""
+
+    function: int
+    context: np.ndarray
+    call: object
+
+
+@intrinsic
+def _call(typing_context, function, context, batch):
+    """The int64 that the C function at an address returns for two others."""
+
+    def generate(context, builder, signature, args):
+        from llvmlite import ir
+
+        number = ir.IntType(64)
+        kind = ir.FunctionType(number, [number, number])
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+
+    return types.int64(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _cycles(typing_context):
+    """The processor's time stamp counter."""
+
+    def generate(context, builder, signature, args):
+        from llvmlite import ir
+
+        counter = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(builder.module.declare_intrinsic("llvm.readcyclecounter", fnty=counter), [])
+
+    return types.int64(), generate
+
+
+if CHECKED:
+    cycles = time.perf_counter_ns
+
+    def call(stages, i, batches):
+        return stages[i](batches)
+
+else:
+    cycles = _cycles
+
+    @njit(forceinline=True)
+    def call(stages, i, batches):
+        return _call(stages[i, 0], stages[i, 1], np.int64(batches.ctypes.data))
+
+
+def go(stages, batches, places, ticks):
+    """Run all stages over what is left of the block. False: a stage's events must be taken, then call again.
+
+    `ticks` (stages,) adds up the time of each, in units of its own.
+    """
+    batch, place = batches[0], places[0]
+    while place.first < place.frames:
+        batch.first, batch.size = place.first, min(place.tile, place.frames - place.first)
+        while place.stage < len(stages):
+            begun = cycles()
+            done = call(stages, place.stage, batches)
+            ticks[place.stage] += cycles() - begun
+            if not done:
+                return False
+            place.stage += 1
+        place.stage = 0
+        place.first += batch.size
+    return True
+
+
+go = go if CHECKED else Kernel(njit(nogil=True, cache=True)(go))
+
+
+class Chain:
+    """Stages in order."""
+
+    def __init__(self, stages):
+        self.stages = stages  # their contexts must stay
+        addresses = [(stage.function, stage.context.ctypes.data) for stage in stages]
+        self.table = [s.call for s in stages] if CHECKED else np.array(addresses, np.int64).reshape(-1, 2)
+        self.places, self.ticks = rows(PLACE, 1), np.zeros(len(stages), np.int64)
+
+    def over(self, batch, tile):
+        """Run the stages over the block that `batch` was given. Yields whenever a stage's events must be taken."""
+        self.places[0] = 0, 0, batch.frames, tile
+        if CHECKED:
+            while not go([lambda rows, s=s: s(batch) for s in self.table], batch.row, self.places, self.ticks):
+                yield
+            return
+        while not go(self.table, batch.row, self.places, self.ticks):
+            yield

@@ -233,7 +233,7 @@ class Batch:
         self.reasons = np.zeros((2, len(wire.REASONS)), np.int64)
         self.views, self.frames = list(self.lists), 0
         self.row, self.context, self.scratch = rows(BATCH, 1), rows(DECODING, 1), new_scratch(size)
-        self.block = self.options = self.clocks = None
+        self.block = self.options = self.clocks = self.alone = None
         row, context = self.row[0], self.context[0]
         row.rows, row.packets, row.lists, row.counts = (
             size,
@@ -271,11 +271,13 @@ class Batch:
         """Decode a whole block whose clocks are set, the last to `clock`."""
         if len(block.frames) > len(self.packets):
             raise ValueError(f"a block of {len(block.frames)} frames for a batch of {len(self.packets)} rows")
+        if self.alone is None or self.options is not options:
+            self.alone = Chain([self.stage(options)])
         self.reasons[:] = 0
         self.give(block, first_seq)
-        self.row[0].clock, self.row[0].size = clock, 0
+        self.row[0]["clock"], self.row[0]["size"] = clock, 0
         self.counts[:] = 0
-        for _ in Chain([self.stage(options)]).over(self, len(self.packets)):
+        for _ in self.alone.over(self, len(self.packets)):
             raise AssertionError("decoding makes no events")
 
     @property
@@ -285,11 +287,11 @@ class Batch:
     @property
     def size(self):
         """Frames of the tile at hand."""
-        return int(self.row[0].size)
+        return int(self.row[0]["size"])
 
     @property
     def clock(self):
-        return int(self.row[0].clock)
+        return int(self.row[0]["clock"])
 
     @property
     def numbers(self):

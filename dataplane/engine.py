@@ -1,30 +1,28 @@
 """The loop: read blocks, decode them, run detectors, hand events on. Knows no header, detector or sink by name.
 
-One worker takes a block through decoding and all detectors tile by tile. With several, one half of them reads and
-decodes the next group of blocks while the other half runs the detectors over the last one, each for the states it owns.
+One worker takes a block through decoding and all detectors tile by tile. With several (crew.py) blocks are decoded ahead
+while the states, divided into shares, are brought over those that are ready.
 Events are delivered in order of the capture clock, whoever made them and however the capture was cut into blocks: a
 deadline before the packets of the same instant, then by packet number, then by detector.
 """
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
 from dataplane.capture import Block
 from dataplane.chain import Chain
+from dataplane.crew import Crew
 from dataplane.events import Events
 from dataplane.kernels import Kernel
 from dataplane.ledger import Ledger
 from dataplane.records import rows_of
 from dataplane.runner import FINISH_STATES, make_runners
 
-BLOCK_TILES = 8  # a block has so many
-GROUP_PACKETS, GROUP_BATCHES = 32_768, 32  # in a group, with several workers: at most; at least one batch each
-DELIVER_PACKETS = (
-    262_144  # events are sorted and handed on after so many packets, or when one detector's buffer is full
-)
+TILES_ALONE, TILES_TOGETHER = 4, 8  # in a block, with one worker and with several
+DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
+TAKE_BLOCKS = 8  # with several workers, after so many blocks
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
 
@@ -44,19 +42,18 @@ class Engine:
     def __init__(self, detectors, sink, options, workers=1, batch_rows=BATCH_ROWS, agent_id=""):
         self.detectors = [detector for detector, _, _ in detectors]
         self.sink, self.agent_id, self.workers, self.tile = sink, agent_id, workers, batch_rows
-        self.block_frames, shares = batch_rows * BLOCK_TILES, shares_of(workers)
-        size = batch_rows if workers == 1 else self.block_frames
-        self.group_size = 1 if workers == 1 else max(workers, min(GROUP_PACKETS // size, GROUP_BATCHES))
-        self.hold = self.group_size if workers == 1 else 2 * self.group_size
+        self.block_frames = batch_rows * (TILES_ALONE if workers == 1 else TILES_TOGETHER)
+        shares = shares_of(workers)
+        size, count = (batch_rows, 1) if workers == 1 else (self.block_frames, 2 * workers)
+        self.hold = count
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
-        self.batches = [[Batch(size) for _ in range(self.group_size)] for _ in range(1 if workers == 1 else 2)]
+        self.batches = [Batch(size) for _ in range(count)]
         per_detector = [make_runners(*d, shares, size) for d in detectors]
         self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[] for _ in range(shares)]
         detecting = [[runner.stage() for runner in share] for share in self.runners]
         if workers == 1:
-            detecting[0].insert(0, self.batches[0][0].stage(options, self.clock))
+            detecting[0].insert(0, self.batches[0].stage(options, self.clock))
         self.chains = [Chain(stages) for stages in detecting]
-        self.pool = ThreadPoolExecutor(workers) if workers > 2 else None
         self.options, self.set_clock = options, Kernel(set_clock)
         self.pending, self.delivered_at = [[] for _ in self.detectors], 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -67,114 +64,96 @@ class Engine:
         The source must keep `hold` blocks valid.
         """
         self.files.append((self.seen, source.name))
-        if self.workers == 1:
-            self.run_alone(source, watch)
-            return
-        with ThreadPoolExecutor(1) as detecting:
-            turn = None
-            for group in self.groups(source):
-                batches = self.decode(group, watch)
-                if turn:
-                    turn.result()
-                turn = detecting.submit(self.detect, batches)
-            if turn:
-                turn.result()
+        blocks = source.blocks()
+        (self.run_alone if self.workers == 1 else self.run_together)(blocks, watch)
 
-    def groups(self, source):
-        """Lists of at most `group_size` blocks."""
-        group, started = [], time.perf_counter()
-        for block in source.blocks():
-            group.append(block)
-            if len(group) == self.group_size:
-                self.spent("read", started)
-                yield group
-                group, started = [], time.perf_counter()
+    def next_block(self, blocks):
+        started = time.perf_counter()
+        block = next(blocks, None)
         self.spent("read", started)
-        if group:
-            yield group
+        return block
 
-    # --- one worker
-
-    def run_alone(self, source, watch):
-        batch, chain, busy = self.batches[0][0], self.chains[0], 0.0
-        for (block,) in self.groups(source):
+    def run_alone(self, blocks, watch):
+        """Each block through one chain, in tiles."""
+        batch, chain, busy = self.batches[0], self.chains[0], 0.0
+        while (block := self.next_block(blocks)) is not None:
             for part in tiles_of(block, self.tile) if watch else (block,):
                 started = time.perf_counter()
                 batch.give(part, self.seen)
-                full = self.detect_one(chain, self.runners[0], batch, self.tile)
+                made = self.detect(0, batch, self.tile)
                 busy += time.perf_counter() - started
-                self.count_packets(batch)
-                if watch:
-                    watch(batch, part)
-                self.deliver_if(full)
+                self.settle(batch, part, [made], watch)
+                if any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
+                    self.take(0, self.pending)
+                    self.deliver()
         decoding = busy * int(chain.ticks[0]) / max(1, int(chain.ticks.sum()))
         self.seconds["decode"] += decoding
         self.seconds["detect"] += busy - decoding
         chain.ticks[:] = 0
 
-    # --- several workers
+    def run_together(self, blocks, watch):
+        """Blocks are decoded ahead, in any order, while each share of the states is brought over them in order."""
+        given, made = {}, {}
+        seen = self.seen
 
-    def decode(self, blocks, watch=None):
-        """A batch of each block. The clock comes first, since it runs through all of them."""
-        started, jobs, seen = time.perf_counter(), [], self.seen
-        batches = self.batches[0]
-        self.batches.reverse()  # the other ones may still be at work
-        for batch, block in zip(batches, blocks, strict=False):
-            jobs.append((batch, block, self.options, seen, self.set_clock(block.frames, self.clock)))
-            seen += len(block.frames)
-        self.map(lambda job: job[0].fill(*job[1:]), jobs)
-        for batch, block, *_ in jobs:
-            self.count_packets(batch)
-            if watch:
-                watch(batch, block)
-        self.spent("decode", started)
-        return batches[: len(blocks)]
+        def read():
+            nonlocal seen
+            block = self.next_block(blocks)
+            if block is None:
+                return None
+            first, seen = seen, seen + len(block.frames)
+            return block, first, self.set_clock(block.frames, self.clock)
 
-    def detect(self, batches):
-        """Run every detector over the batches."""
-        started = time.perf_counter()
+        def decode(number, job):
+            started, slot = time.perf_counter(), number % len(self.batches)
+            block, first, clock = job
+            given[slot], made[slot] = block, {}
+            self.batches[slot].fill(block, self.options, first, clock)
+            self.spent("decode", started)
 
-        def work(share):
-            return [self.detect_one(*share, batch, batch.frames) for batch in batches]
+        def detect(share, number):
+            started, slot = time.perf_counter(), number % len(self.batches)
+            batch = self.batches[slot]
+            made[slot][share] = self.detect(share, batch, batch.frames)
+            if number % TAKE_BLOCKS == 0:
+                self.take(share, made[slot][share])
+            self.spent("detect", started)
 
-        full = any(map(any, self.map(work, list(zip(self.chains, self.runners, strict=True)))))
-        self.spent("detect", started)
-        self.deliver_if(full)
+        def settle(number):
+            slot = number % len(self.batches)
+            self.settle(self.batches[slot], given[slot], made[slot].values(), watch)
+            if number % TAKE_BLOCKS == 0:
+                self.deliver()
 
-    def map(self, function, jobs):
-        return list(self.pool.map(function, jobs)) if self.pool else [function(job) for job in jobs]
+        Crew(self.workers, len(self.chains), len(self.batches), read, decode, detect, settle).run()
 
-    # --- both
+    def detect(self, share, batch, tile):
+        """Run a share's chain over the block or batch at hand; the bytes of the events made, by detector."""
+        made = [[] for _ in self.detectors]
+        for _ in self.chains[share].over(batch, tile):
+            self.take(share, made)
+        return made
 
-    def detect_one(self, chain, runners, batch, tile):
-        """Run a chain over the block or batch at hand; whether an event buffer was full."""
-        full = False
-        for _ in chain.over(batch, tile):
-            full = True
-            self.take(runners)
-        return full
-
-    def take(self, runners):
-        """Events made so far wait in `pending`, bytes by detector."""
-        for waiting, runner in zip(self.pending, runners, strict=True):
+    def take(self, share, made):
+        for parts, runner in zip(made, self.runners[share], strict=True):
             if runner.made:
-                waiting.append(runner.take())
+                parts.append(runner.take())
 
-    def count_packets(self, batch):
+    def settle(self, batch, block, made, watch):
+        """What follows for each block, in order, when all shares have seen it."""
         self.seen += batch.frames
         self.ledger.seen += batch.frames
         self.ledger.lists += batch.reasons
         batch.reasons[:] = 0
-
-    def deliver_if(self, full):
-        if full or self.seen - self.delivered_at >= DELIVER_PACKETS:
-            self.deliver()
+        if watch:
+            watch(batch, block)
+        for share in made:
+            for waiting, parts in zip(self.pending, share, strict=True):
+                waiting += parts
 
     def deliver(self):
-        """Sort the events made so far into delivery order and write them to the sink."""
+        """Sort the pending events into delivery order and write them to the sink."""
         started = time.perf_counter()
-        for runners in self.runners:
-            self.take(runners)
         made = zip(self.detectors, self.pending, strict=True)
         parts = [(d, rows_of(data[0] if len(data) == 1 else np.concatenate(data), d.event)) for d, data in made if data]
         self.pending, self.delivered_at = [[] for _ in self.detectors], self.seen
@@ -193,6 +172,8 @@ class Engine:
     def end(self):
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
         clock = int(self.clock[0].now) if self.seen else 0
+        for share in range(len(self.runners)):
+            self.take(share, self.pending)
         self.deliver()
         started, delivering = time.perf_counter(), self.seconds["deliver"]
         live = [[runner.live() for runner in runners] for runners in self.runners]
@@ -202,12 +183,10 @@ class Engine:
                     first, last = np.searchsorted(born, (low, high))
                     waiting.append(runner.end(slots[first:last], clock))
             self.deliver()
-        self.settle([sum(len(slots) for slots, _ in states) for states in zip(*live, strict=True)])
+        self.close_ledger([sum(len(slots) for slots, _ in states) for states in zip(*live, strict=True)])
         self.seconds["deliver"] = delivering + time.perf_counter() - started
-        if self.pool:
-            self.pool.shutdown()
 
-    def settle(self, ended):
+    def close_ledger(self, ended):
         for name in self.ledger.clock:
             self.ledger.clock[name] = int(self.clock[0][name])
         for runners, n in zip(zip(*self.runners, strict=True), ended, strict=True):

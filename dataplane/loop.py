@@ -239,7 +239,7 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
         if i + NEAR_PACKETS < n:
             ask_state(at, control, keys, slots, i + NEAR_PACKETS)
         pkt, k = packets[chosen[i]], keys[i]
-        if pkt.clock >> TICK_BITS > control.now or not control.started:
+        if pkt.clock >> TICK_BITS > control.swept or not control.started:
             if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
                 turn.position = i
                 return False

@@ -103,7 +103,7 @@ class Runner:
     @property
     def made(self):
         """Events in the buffer."""
-        return int(self.turns[0].made)
+        return int(self.turns[0]["made"])
 
     def take(self):
         """The bytes of the events in the buffer, which are zeroed: a field that is left out reads 0."""

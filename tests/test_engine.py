@@ -42,7 +42,8 @@ def place(event):
 @pytest.mark.parametrize(("workers", "batch_rows"), [(1, 4096), (1, 64), (3, 64)])
 def test_order_of_delivery(folder, captures, workers, batch_rows, monkeypatch):
     """By capture clock, deadlines before packets, then by packet, then by detector; also in small parts."""
-    monkeypatch.setattr(module, "DELIVER_EVENTS", 10)
+    monkeypatch.setattr(module, "DELIVER_PACKETS", 10)
+    monkeypatch.setattr(module, "TAKE_BLOCKS", 1)
     files = captures if JIT else captures[::5]
     _, keep = run_rows(files, workers=workers, batch_rows=batch_rows)
     places = [(*place(event), NAMES.index(name)) for name, event in keep.events]
@@ -152,7 +153,7 @@ def test_a_watcher_sees_each_block_once_in_order(captures, workers):
     engine.run(open_capture(path, 4, engine.hold), watch)
     engine.end()
     assert numbers == list(range(engine.seen))
-    assert len(numbers) > 4 * engine.group_size
+    assert len(numbers) > 4 * engine.hold
 
 
 def test_seconds_of_each_stage(captures):

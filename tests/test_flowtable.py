@@ -4,12 +4,14 @@ A packet says by itself what its state is to do: see `step`.
 """
 
 import random
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from numba import njit
 
+from dataplane.batch import Batch
+from dataplane.capture import Block
+from dataplane.chain import Chain
 from dataplane.engine import delivery_order
 from dataplane.flowtable import (
     BLOCK_SLOTS,
@@ -26,7 +28,7 @@ from dataplane.flowtable import (
     take,
     tick_of,
 )
-from dataplane.records import IP, JIT, PACKET, rows, rows_of
+from dataplane.records import FRAME, IP, JIT, PACKET, rows, rows_of
 from dataplane.runner import BUFFER_EVENTS, FINISH_STATES, make_runners, runner_bytes
 from detectors.base import DUE, END, FORGET, Detector, EventType, Field, event_row, state_row
 from tests.naive.runner import drive, params_rows
@@ -77,33 +79,37 @@ def tick(state, clock, reason, event, params):
 DETECTOR = Detector("test", IP, STATE, event_row(STEPPED, TICKED), (STEPPED, TICKED), (), key, step, tick)
 
 
-class FakeBatch(NamedTuple):
-    """What a runner reads of a batch."""
-
-    buf: np.ndarray
-    packets: np.ndarray
-    views: list
-    numbers: list
-    clock: int
+def batch_of(packets, clock, listed=True):
+    """A batch of PACKET rows as decoding would leave it, its capture clock at `clock`; `listed`: in the IP list."""
+    batch = Batch(max(1, len(packets)))
+    batch.give(Block(np.zeros(64, np.uint8), rows(FRAME, len(packets))), 0)
+    batch.packets[: len(packets)] = packets
+    batch.views[IP][: len(packets)] = np.arange(len(packets))
+    batch.counts[IP], batch.row[0].clock = len(packets) if listed else 0, clock
+    return batch
 
 
 def batches(packets, cuts=()):
     """`packets` in batches that end at `cuts`."""
     for start, stop in zip((0, *cuts), (*cuts, len(packets)), strict=True):
-        index = np.arange(stop - start, dtype=np.int32)
-        clock = int(packets["clock"][stop - 1]) if stop else 0
-        yield FakeBatch(np.zeros(64, np.uint8), packets[start:stop], [index], [len(index)], clock)
+        yield batch_of(packets[start:stop], int(packets["clock"][stop - 1]) if stop else 0)
+
+
+def work(runner, batch):
+    """Bytes of the events that a runner makes of a batch, part by part as they are taken."""
+    parts = [runner.take() for _ in Chain([runner.stage()]).over(batch, batch.frames)]
+    return parts + ([runner.take()] if runner.made else [])
 
 
 class Replay:
     """The real runners over PACKET rows."""
 
     def __init__(self, packets, capacity=64, workers=1, cuts=()):
-        self.runners = make_runners(DETECTOR, params_rows(DETECTOR), capacity, workers)
+        self.runners = make_runners(DETECTOR, params_rows(DETECTOR), capacity, workers, max(1, len(packets)))
         self.most_live, self.parts = 0, []
         for batch in batches(packets, cuts):
             for runner in self.runners:
-                self.parts += runner.work(batch)
+                self.parts += work(runner, batch)
             self.most_live = max(self.most_live, self.count("live"))
         self.live = [runner.live() for runner in self.runners]
         for runner, (slots, _) in zip(self.runners, self.live, strict=True):
@@ -281,10 +287,10 @@ def test_more_deadlines_at_the_end_of_a_batch_than_the_buffer_holds():
     """Other detectors' packets alone move the clock: the call is resumed though no packet is left."""
     count = BUFFER_EVENTS + 500
     packets = packets_of([(0, key_of(i, 65536), QUIET, SECOND_NS, 0, 0) for i in range(count)])
-    (runner,) = make_runners(DETECTOR, params_rows(DETECTOR), 4 * count, 1)
+    (runner,) = make_runners(DETECTOR, params_rows(DETECTOR), 4 * count, 1, count)
     (batch,) = batches(packets)
-    assert runner.work(batch) == []
-    parts = runner.work(batch._replace(numbers=[0], clock=3 * SECOND_NS))
+    assert work(runner, batch) == []
+    parts = work(runner, batch_of(packets, 3 * SECOND_NS, listed=False))
     assert [len(part) // DETECTOR.event.itemsize for part in parts] == [FINISH_STATES, count - FINISH_STATES]
     events = rows_of(np.concatenate(parts), DETECTOR.event)
     assert sorted(events["cause"].tolist()) == list(range(count))
@@ -386,7 +392,7 @@ def test_slots_leave_room(capacity):
 
 def test_memory_is_as_announced():
     for workers in (1, 3):
-        runners = make_runners(DETECTOR, params_rows(DETECTOR), 1000, workers)
+        runners = make_runners(DETECTOR, params_rows(DETECTOR), 1000, workers, 64)
         table = runners[0].table
         shared = (table.states, table.heads)  # `words` and `ends` are the same memory
         counted = (table.keys, *shared, table.after, table.before, table.crowd, table.passed)

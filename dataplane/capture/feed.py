@@ -12,7 +12,7 @@ import numpy as np
 
 from dataplane.capture.stream import Broken
 
-BUFFER_bytes = 4 << 20
+BUFFER_bytes = 2 << 20
 PIECE_bytes = 512 << 10
 
 

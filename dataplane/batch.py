@@ -169,8 +169,8 @@ def list_kinds(scratch, lists, counts, n):
 def fill(buf, frames, options, packets, scratch, lists, counts, reasons, first_seq):
     """Decode all frames into `packets`; `lists` (kinds, rows) takes row numbers, `counts` (kinds,) their number.
 
-    `reasons` (2, reasons) adds up where decoding stopped: packets that are in no list, and packets that are. Each sort of
-    frame has a loop of its own: all in one would have a branch where no processor can guess.
+    `reasons` (2, reasons) adds up where decoding stopped: packets that are in no list, and packets that are. Each sort
+    of frame has a loop of its own: all in one would have a branch where no processor can guess.
     """
     counts[:] = 0
     settings, mem = options[0], memory(buf)

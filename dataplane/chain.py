@@ -13,8 +13,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from dataplane.kernels import Kernel
-from dataplane.memory import CHECKED
-from dataplane.records import rows
+from dataplane.records import CHECKED, rows
 
 PLACE = np.dtype(
     [

@@ -1,7 +1,7 @@
 """Several workers over one capture: whoever is free does what is most urgent.
 
-The calling thread reads, for only it hears signals. Each share of the states is brought over the blocks in order, always
-by the same worker, in whose caches they are; blocks are decoded by anybody, ahead of that.
+The calling thread reads, for only it hears signals. Each share of the states is brought over the blocks in order,
+always by the same worker, in whose caches they are; blocks are decoded by anybody, ahead of that.
 """
 
 import collections
@@ -11,9 +11,9 @@ READER = -1
 
 
 class Crew:
-    """One run. `read()` gives the next block or None, `decode(number, block)` and `detect(share, number)` do the work, in
-    any thread, and `settle(number)` follows for each block in order when all shares have seen it. At most `ahead` blocks
-    are in hand.
+    """One run. `read()` gives the next block or None, `decode(number, block)` and `detect(share, number)` do the work,
+    in any thread, and `settle(number)` follows for each block in order when all shares have seen it. At most `ahead`
+    blocks are in hand.
     """
 
     def __init__(self, workers, shares, ahead, read, decode, detect, settle):

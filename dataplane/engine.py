@@ -1,7 +1,7 @@
 """The loop: read blocks, decode them, run detectors, hand events on. Knows no header, detector or sink by name.
 
-One worker takes a block through decoding and all detectors tile by tile. With several (crew.py) blocks are decoded ahead
-while the states, divided into shares, are brought over those that are ready.
+One worker takes a block through decoding and all detectors tile by tile. With several (crew.py) blocks are decoded
+ahead while the states, divided into shares, are brought over those that are ready.
 Events are delivered in order of the capture clock, whoever made them and however the capture was cut into blocks: a
 deadline before the packets of the same instant, then by packet number, then by detector.
 """
@@ -11,7 +11,6 @@ import time
 import numpy as np
 
 from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
-from dataplane.capture import Block
 from dataplane.chain import Chain
 from dataplane.crew import Crew
 from dataplane.events import Events
@@ -22,7 +21,7 @@ from dataplane.runner import FINISH_STATES, make_runners
 
 TILES_ALONE, TILES_TOGETHER = 4, 8  # in a block, with one worker and with several
 DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
-TAKE_BLOCKS = 8  # with several workers, after so many blocks
+TAKE_BLOCKS = 2  # with several workers, after so many blocks
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
 
@@ -201,7 +200,7 @@ class Engine:
 
 def tiles_of(block, tile):
     """The block in blocks of at most `tile` frames."""
-    return [Block(block.buf, block.frames[at : at + tile]) for at in range(0, len(block.frames), tile)]
+    return [block._replace(frames=block.frames[at : at + tile]) for at in range(0, len(block.frames), tile)]
 
 
 def delivery_order(parts):

@@ -4,8 +4,8 @@ A key belongs to one block of 64 slots and never leaves it, so a block's history
 shared out among workers: any number of them finds, expires and gives up the same states. A block nearly full is in
 emergency: each new state then drives out the one of its neighbours whose deadline is nearest.
 
-The eight keys of a cache line are compared at once. A key is in its home line or, where that was full, in the next one of
-its block with room; each line counts the keys that went past it, so a search ends at the first that none has passed
+The eight keys of a cache line are compared at once. A key is in its home line or, where that was full, in the next one
+of its block with room; each line counts the keys that went past it, so a search ends at the first that none has passed
 (as in Facebook's F14).
 
 Deadlines live in a hashed timing wheel (Varghese and Lauck, "Hashed and hierarchical timing wheels") of one list per
@@ -225,7 +225,7 @@ def victim(at, control, key):
 
 @njit(forceinline=True)
 def write_ends(to, at, mem, pkt):
-    """Both ends as this packet has them, as records.ENDS at byte `at` of `to`; addresses come from the block's buffer."""
+    """Both ends as this packet has them, as records.ENDS at byte `at` of `to`; `mem`: the block's buffer."""
     if pkt.ip_version == 6:
         for i in range(0, 32, 8):
             store64(to, at + i, load64(mem, pkt.addr + i))

@@ -4,8 +4,7 @@ import functools
 
 from numba import cfunc, types
 
-from dataplane.memory import CHECKED
-from dataplane.records import JIT
+from dataplane.records import CHECKED, JIT
 
 
 class Kernel:

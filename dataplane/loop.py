@@ -34,8 +34,8 @@ from dataplane.flowtable import (
     worker_of,
     write_ends,
 )
-from dataplane.memory import CHECKED, array_at, memory, prefetch, put, word
-from dataplane.records import BATCH, HEAD, IP, KINDS, LINE_BYTES, NEVER, PACKET
+from dataplane.memory import array_at, memory, prefetch, put, word
+from dataplane.records import BATCH, CHECKED, HEAD, IP, KINDS, LINE_BYTES, NEVER, PACKET
 from detectors.base import DUE, EMERGENCY, END, FORGET
 
 DETECTOR: object  # set by runner.bind before this file is executed

@@ -5,21 +5,17 @@ numba counts references at each call that takes an array, which is dearer than a
 handle is an address and a load is one instruction; interpreted, or with NUMBA_BOUNDSCHECK=1, it is the array itself and
 each access is checked.
 
-`byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array, `load64` and `store64` move eight
-bytes; `word` and `put` read and write elements of a uint64 array, `matches` says which of eight from a cache line's start
-on are equal to a value, as bits; `prefetch` asks for the cache line of a row that will be wanted soon. `select` takes one
-of two numbers without a branch; `high_product` is the upper half of a product.
+`byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array, `load64` and `store64` move
+eight bytes; `word` and `put` read and write elements of a uint64 array, `matches` says which of eight from a cache
+line's start on are equal to a value, as bits; `prefetch` asks for the cache line of a row that will be wanted soon.
+`select` takes one of two numbers without a branch; `high_product` is the upper half of a product.
 """
-
-import os
 
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from dataplane.records import JIT
-
-CHECKED = not JIT or os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
+from dataplane.records import CHECKED, JIT
 
 
 def _loader(bits):

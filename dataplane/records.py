@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+CHECKED = not JIT or os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")  # every access to an array is
 
 LINE_BYTES = 64  # a cache line
 NO_TIME = np.iinfo(np.int64).min  # a frame without a timestamp

@@ -49,14 +49,14 @@ def bind(detector, params):
     """The detector's own loop: loop.py executed with DETECTOR set, as a module that numba can keep on disk.
 
     One for each dtype of params rows, since compiled code takes one set of types only. The names of its functions hold
-    a hash of the detector's source, so that a changed detector is compiled anew.
+    a hash of that and of the detector's source, so that what changed is compiled anew.
     """
     name = f"dataplane.loop_{detector.name}"
     source = inspect.getsource(inspect.getmodule(detector.tick))
     spec = importlib.util.spec_from_file_location(name, LOOP)
     module = importlib.util.module_from_spec(spec)
     module.DETECTOR, module.PARAMS, module.CONTEXT, module.TURN = detector, params, CONTEXT, TURN
-    module.TAG = f"{detector.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    module.TAG = f"{detector.name}_{hashlib.sha256(f'{source}{params}'.encode()).hexdigest()[:12]}"
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module, Kernel(module.finish)

@@ -1,6 +1,6 @@
-"""Keyed hashes of addresses and ports: 128-bit products of keyed pairs of words, as NH of UMAC makes them (Black, Halevi,
-Krawczyk, Krovetz, Rogaway, "UMAC: fast and secure message authentication"), folded to 64 bits by a further key and
-stirred. Whoever does not know the keys cannot aim at a slot.
+"""Keyed hashes of addresses and ports: 128-bit products of keyed pairs of words, as NH of UMAC makes them (Black,
+Halevi, Krawczyk, Krovetz, Rogaway, "UMAC: fast and secure message authentication"), folded to 64 bits by a further key
+and stirred. Whoever does not know the keys cannot aim at a slot.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""A block of frames becomes a batch: one PACKET row a frame and one index list per kind, made in a single pass.
+"""A block of frames becomes a batch: one PACKET row a frame and one index list per kind.
 
-Knows rows and `wire.decode`, no detector. `ClockState` carries the capture clock from block to block.
+Knows rows and `wire`, no detector. A CLOCK row carries the capture clock from block to block.
 """
 
 from typing import NamedTuple
@@ -9,10 +9,10 @@ import numpy as np
 from numba import njit
 
 from dataplane import wire
-from dataplane.chain import Chain, Stage
+from dataplane.chain import DONE, Chain, Stage
 from dataplane.kernels import stage_address
 from dataplane.memory import array_at, memory
-from dataplane.records import BATCH, FRAME, IP, KINDS, NO_TIME, PACKET, QUIC, TIME_NONE, TIME_RANGE, rows
+from dataplane.records import BATCH, FRAME, IP, KINDS, NO_TIME, PACKET, QUIC, TIME_NONE, TIME_RANGE, rows, zeros
 
 BATCH_ROWS = 4096
 
@@ -93,7 +93,7 @@ class Scratch(NamedTuple):
 
 
 def new_scratch(size):
-    return Scratch(np.zeros(size, np.uint8), *(np.zeros(size + 1, np.uint32) for _ in Scratch._fields[1:]))
+    return Scratch(zeros(size), *(zeros(4 * (size + 1)).view(np.uint32) for _ in Scratch._fields[1:]))
 
 
 @njit
@@ -199,7 +199,7 @@ DECODING = np.dtype(  # context of the stage, by addresses
 def decode_stage(context, batch):
     """Decode the tile at hand; see chain.py."""
     c, b = array_at(context, 1, DECODING)[0], array_at(batch, 1, BATCH)[0]
-    frames = array_at(c.frames + b.first * FRAME_BYTES, b.size, FRAME)
+    frames = array_at(c.frames + b.first * FRAME_BYTES, b.count, FRAME)
     if c.clock:
         b.clock = set_clock(frames, array_at(c.clock, 1, CLOCK))
     numbers = b.rows + 1
@@ -220,7 +220,7 @@ def decode_stage(context, batch):
         array_at(c.reasons, (2, N_REASONS), np.int64),
         c.seq + b.first,
     )
-    return 1
+    return DONE
 
 
 class Batch:
@@ -228,17 +228,15 @@ class Batch:
 
     def __init__(self, size=BATCH_ROWS):
         self.packets = rows(PACKET, size)
-        self.lists = np.zeros((len(KINDS), size + 1), np.int32)
-        self.counts = np.zeros(len(KINDS), np.int64)
-        self.reasons = np.zeros((2, len(wire.REASONS)), np.int64)
+        self.lists = zeros(4 * len(KINDS) * (size + 1)).view(np.int32).reshape(len(KINDS), size + 1)
+        self.counts = zeros(8 * len(KINDS)).view(np.int64)
+        self.reasons = zeros(16 * N_REASONS).view(np.int64).reshape(2, N_REASONS)
         self.views, self.frames = list(self.lists), 0
         self.row, self.context, self.scratch = rows(BATCH, 1), rows(DECODING, 1), new_scratch(size)
         self.block = self.options = self.clocks = self.alone = None
         row, context = self.row[0], self.context[0]
-        row.rows, row.packets, row.lists, row.counts = (
-            size,
-            *(a.ctypes.data for a in (self.packets, self.lists, self.counts)),
-        )
+        row.rows, row.packets = size, self.packets.ctypes.data
+        row.lists, row.counts = self.lists.ctypes.data, self.counts.ctypes.data
         context.reasons = self.reasons.ctypes.data
         for name, array in zip(Scratch._fields, self.scratch, strict=True):
             context[name] = array.ctypes.data
@@ -248,7 +246,7 @@ class Batch:
         self.options, self.clocks = options, clocks
         context = self.context[0]
         context.options, context.clock = options.ctypes.data, 0 if clocks is None else clocks.ctypes.data
-        return Stage(stage_address(decode_stage), self.context, Batch.decode)
+        return Stage("decoding", stage_address(decode_stage), self.context, Batch.decode)
 
     def give(self, block, first_seq):
         """The block that is to be decoded next; it must stay until the batch is used up."""
@@ -260,12 +258,12 @@ class Batch:
     def decode(self):
         """The stage where it is called from Python."""
         row = self.row[0]
-        frames = self.block.frames[row.first : row.first + row.size]
+        frames = self.block.frames[row.first : row.first + row.count]
         if self.clocks is not None:
             row.clock = set_clock(frames, self.clocks)
         work = self.packets, self.scratch, self.lists, self.counts, self.reasons
         fill(self.block.buf, frames, self.options, *work, int(self.context[0].seq) + int(row.first))
-        return True
+        return DONE
 
     def fill(self, block, options, first_seq, clock):
         """Decode a whole block whose clocks are set, the last to `clock`."""
@@ -275,7 +273,7 @@ class Batch:
             self.alone = Chain([self.stage(options)])
         self.reasons[:] = 0
         self.give(block, first_seq)
-        self.row[0]["clock"], self.row[0]["size"] = clock, 0
+        self.row[0]["clock"], self.row[0]["count"] = clock, 0
         self.counts[:] = 0
         for _ in self.alone.over(self, len(self.packets)):
             raise AssertionError("decoding makes no events")
@@ -287,7 +285,7 @@ class Batch:
     @property
     def size(self):
         """Frames of the tile at hand."""
-        return int(self.row[0]["size"])
+        return int(self.row[0]["count"])
 
     @property
     def clock(self):

@@ -79,6 +79,6 @@ def is_temporary():
 
 
 def cold(functions):
-    """Those names of jitted functions ("batch.fill", "loop.run_flow") of which nothing was compiled yet."""
+    """Those names of jitted functions ("batch.decode_stage", "loop.stage_flow") of which nothing was compiled yet."""
     folder = Path(os.environ["NUMBA_CACHE_DIR"])
     return [name for name in functions if not next(folder.glob(f"*/{name}[-_]*.nbi"), None)]

@@ -13,7 +13,11 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from dataplane.kernels import Kernel
-from dataplane.records import CHECKED, rows
+from dataplane.records import CHECKED, rows, zeros
+
+# What a stage returns: it is done with the tile; its events must be taken before it can go on. 0: it has raised, and
+# numba has written to stderr what
+DONE, AGAIN = 1, 2
 
 PLACE = np.dtype(
     [
@@ -29,6 +33,7 @@ PLACE = np.dtype(
 class Stage(NamedTuple):
     """function: address of its compiled code, 0 where that is not called; context: its row; call(batch): the same."""
 
+    name: str
     function: int
     context: np.ndarray
     call: object
@@ -76,23 +81,23 @@ else:
 
 
 def go(stages, batches, places, ticks):
-    """Run all stages over what is left of the block. False: a stage's events must be taken, then call again.
+    """Run all stages over what is left of the block. AGAIN: a stage's events must be taken, then call again.
 
     `ticks` (stages,) adds up the time of each, in units of its own.
     """
     batch, place = batches[0], places[0]
     while place.first < place.frames:
-        batch.first, batch.size = place.first, min(place.tile, place.frames - place.first)
+        batch.first, batch.count = place.first, min(place.tile, place.frames - place.first)
         while place.stage < len(stages):
             begun = cycles()
             done = call(stages, place.stage, batches)
             ticks[place.stage] += cycles() - begun
-            if not done:
-                return False
+            if done != DONE:
+                return done
             place.stage += 1
         place.stage = 0
-        place.first += batch.size
-    return True
+        place.first += batch.count
+    return DONE
 
 
 go = go if CHECKED else Kernel(njit(nogil=True, cache=True)(go))
@@ -105,14 +110,13 @@ class Chain:
         self.stages = stages  # their contexts must stay
         addresses = [(stage.function, stage.context.ctypes.data) for stage in stages]
         self.table = [s.call for s in stages] if CHECKED else np.array(addresses, np.int64).reshape(-1, 2)
-        self.places, self.ticks = rows(PLACE, 1), np.zeros(len(stages), np.int64)
+        self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
 
     def over(self, batch, tile):
         """Run the stages over the block that `batch` was given. Yields whenever a stage's events must be taken."""
         self.places[0] = 0, 0, batch.frames, tile
-        if CHECKED:
-            while not go([lambda rows, s=s: s(batch) for s in self.table], batch.row, self.places, self.ticks):
-                yield
-            return
-        while not go(self.table, batch.row, self.places, self.ticks):
+        table = [lambda rows, s=s: s(batch) for s in self.table] if CHECKED else self.table
+        while (done := go(table, batch.row, self.places, self.ticks)) == AGAIN:
             yield
+        if done != DONE:
+            raise RuntimeError(f"{self.stages[self.places[0]['stage']].name} failed")

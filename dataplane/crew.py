@@ -11,34 +11,35 @@ READER = -1
 
 
 class Crew:
-    """One run. `read()` gives the next block or None, `decode(number, block)` and `detect(share, number)` do the work,
-    in any thread, and `settle(number)` follows for each block in order when all shares have seen it. At most `ahead`
-    blocks are in hand.
+    """One run. `read()` gives the next job or None, `decode(slot, job)` and `detect(share, slot, job)` work on it, in
+    any thread, and `settle(slot, job)` follows for each job in order when all shares have seen it. At most `slots` jobs
+    are in hand, each in a slot of its own.
     """
 
-    def __init__(self, workers, shares, ahead, read, decode, detect, settle):
-        self.workers, self.ahead = workers, ahead
+    def __init__(self, workers, shares, slots, read, decode, detect, settle):
+        self.workers, self.slots = workers, slots
         self.read, self.decode, self.detect, self.settle = read, decode, detect, settle
         self.changed = threading.Condition()
-        self.taken = 0  # blocks read
-        self.raw, self.decoded = collections.deque(), set()  # numbers of blocks
-        self.seen = [0] * shares  # the next block of each share
+        self.jobs, self.taken = {}, 0  # by number; how many were read
+        self.raw, self.decoded = collections.deque(), set()  # their numbers
+        self.seen = [0] * shares  # the next one of each share
         self.settled, self.settling = 0, False
         self.ended, self.error = False, None
 
     def run(self):
         """Work until the input has ended and all is settled. Raises what any worker raised."""
         threads = [threading.Thread(target=self.work, args=(i,), daemon=True) for i in range(self.workers - 1)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             self.work(READER)
         finally:
             with self.changed:
                 self.ended = True
                 self.changed.notify_all()
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:
+                    thread.join()
         if self.error is not None:
             raise self.error
 
@@ -64,7 +65,7 @@ class Crew:
             return self.do_settle
         if me < len(self.seen) and me != READER and self.seen[me] in self.decoded:
             return lambda: self.do_detect(me)
-        if me == READER and not self.ended and self.taken - self.settled < self.ahead:
+        if me == READER and not self.ended and self.taken - self.settled < self.slots:
             return self.do_read
         return self.do_decode if self.raw else None
 
@@ -77,24 +78,26 @@ class Crew:
             self.changed.acquire()
 
     def do_read(self):
-        block = self.apart(self.read)
-        if block is None:
+        job = self.apart(self.read)
+        if job is None:
             self.ended = True
         else:
-            self.raw.append((self.taken, block))
+            self.jobs[self.taken] = job
+            self.raw.append(self.taken)
             self.taken += 1
 
     def do_decode(self):
-        number, block = self.raw.popleft()
-        self.apart(self.decode, number, block)
+        number = self.raw.popleft()
+        self.apart(self.decode, number % self.slots, self.jobs[number])
         self.decoded.add(number)
 
     def do_detect(self, share):
-        self.apart(self.detect, share, self.seen[share])
+        number = self.seen[share]
+        self.apart(self.detect, share, number % self.slots, self.jobs[number])
         self.seen[share] += 1
 
     def do_settle(self):
         self.settling, number = True, self.settled
-        self.apart(self.settle, number)
+        self.apart(self.settle, number % self.slots, self.jobs.pop(number))
         self.decoded.discard(number)
         self.settled, self.settling = number + 1, False

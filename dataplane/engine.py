@@ -6,7 +6,9 @@ Events are delivered in order of the capture clock, whoever made them and howeve
 deadline before the packets of the same instant, then by packet number, then by detector.
 """
 
+import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +21,10 @@ from dataplane.ledger import Ledger
 from dataplane.records import rows_of
 from dataplane.runner import FINISH_STATES, make_runners
 
-TILES_ALONE, TILES_TOGETHER = 4, 8  # in a block, with one worker and with several
+BLOCK_TILES = 4  # a block has so many
 DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
-TAKE_BLOCKS = 2  # with several workers, after so many blocks
+DELIVER_BLOCKS = 8  # with several workers, after so many blocks
+DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
 
@@ -29,6 +32,16 @@ STAGES = ("read", "decode", "detect", "deliver")
 def shares_of(workers):
     """In how many shares the states are divided: one for each worker that detects."""
     return max(1, workers // 2)
+
+
+class Job(NamedTuple):
+    """A block among several workers."""
+
+    block: object
+    first: int  # number of its first packet
+    clock: int  # capture clock after its last one
+    due: bool  # events made until its end are to be delivered
+    made: dict  # share -> bytes of the events made, by detector
 
 
 class Engine:
@@ -41,8 +54,7 @@ class Engine:
     def __init__(self, detectors, sink, options, workers=1, batch_rows=BATCH_ROWS, agent_id=""):
         self.detectors = [detector for detector, _, _ in detectors]
         self.sink, self.agent_id, self.workers, self.tile = sink, agent_id, workers, batch_rows
-        self.block_frames = batch_rows * (TILES_ALONE if workers == 1 else TILES_TOGETHER)
-        shares = shares_of(workers)
+        self.block_frames, shares = batch_rows * BLOCK_TILES, shares_of(workers)
         size, count = (batch_rows, 1) if workers == 1 else (self.block_frames, 2 * workers)
         self.hold = count
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
@@ -54,8 +66,8 @@ class Engine:
             detecting[0].insert(0, self.batches[0].stage(options, self.clock))
         self.chains = [Chain(stages) for stages in detecting]
         self.options, self.set_clock = options, Kernel(set_clock)
-        self.pending, self.delivered_at = [[] for _ in self.detectors], 0
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.pending, self.delivered_at, self.delivered_s = [[] for _ in self.detectors], 0, time.perf_counter()
+        self.seconds, self.booking = dict.fromkeys(STAGES, 0.0), threading.Lock()
 
     def run(self, source, watch=None):
         """Read one capture to its end. `watch(batch, block)` sees each tile or batch after decoding, in order.
@@ -82,7 +94,8 @@ class Engine:
                 made = self.detect(0, batch, self.tile)
                 busy += time.perf_counter() - started
                 self.settle(batch, part, [made], watch)
-                if any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
+                waited = time.perf_counter() - self.delivered_s > DELIVER_SECONDS
+                if waited or any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
                     self.take(0, self.pending)
                     self.deliver()
         decoding = busy * int(chain.ticks[0]) / max(1, int(chain.ticks.sum()))
@@ -92,39 +105,35 @@ class Engine:
 
     def run_together(self, blocks, watch):
         """Blocks are decoded ahead, in any order, while each share of the states is brought over them in order."""
-        given, made = {}, {}
-        seen = self.seen
+        jobs = self.jobs(blocks)
 
-        def read():
-            nonlocal seen
-            block = self.next_block(blocks)
-            if block is None:
-                return None
-            first, seen = seen, seen + len(block.frames)
-            return block, first, self.set_clock(block.frames, self.clock)
-
-        def decode(number, job):
-            started, slot = time.perf_counter(), number % len(self.batches)
-            block, first, clock = job
-            given[slot], made[slot] = block, {}
-            self.batches[slot].fill(block, self.options, first, clock)
+        def decode(slot, job):
+            started = time.perf_counter()
+            self.batches[slot].fill(job.block, self.options, job.first, job.clock)
             self.spent("decode", started)
 
-        def detect(share, number):
-            started, slot = time.perf_counter(), number % len(self.batches)
-            batch = self.batches[slot]
-            made[slot][share] = self.detect(share, batch, batch.frames)
-            if number % TAKE_BLOCKS == 0:
-                self.take(share, made[slot][share])
+        def detect(share, slot, job):
+            started, batch = time.perf_counter(), self.batches[slot]
+            made = job.made[share] = self.detect(share, batch, batch.frames)
+            if job.due:
+                self.take(share, made)
             self.spent("detect", started)
 
-        def settle(number):
-            slot = number % len(self.batches)
-            self.settle(self.batches[slot], given[slot], made[slot].values(), watch)
-            if number % TAKE_BLOCKS == 0:
+        def settle(slot, job):
+            self.settle(self.batches[slot], job.block, job.made.values(), watch)
+            if job.due:
                 self.deliver()
 
-        Crew(self.workers, len(self.chains), len(self.batches), read, decode, detect, settle).run()
+        Crew(self.workers, len(self.chains), len(self.batches), lambda: next(jobs, None), decode, detect, settle).run()
+
+    def jobs(self, blocks):
+        """Each block with its clocks set."""
+        first, number, last = self.seen, 0, time.perf_counter()
+        while (block := self.next_block(blocks)) is not None:
+            now = time.perf_counter()
+            due = number % DELIVER_BLOCKS == 0 or now - last > DELIVER_SECONDS
+            yield Job(block, first, self.set_clock(block.frames, self.clock), due, {})
+            first, number, last = first + len(block.frames), number + 1, now if due else last
 
     def detect(self, share, batch, tile):
         """Run a share's chain over the block or batch at hand; the bytes of the events made, by detector."""
@@ -155,7 +164,7 @@ class Engine:
         started = time.perf_counter()
         made = zip(self.detectors, self.pending, strict=True)
         parts = [(d, rows_of(data[0] if len(data) == 1 else np.concatenate(data), d.event)) for d, data in made if data]
-        self.pending, self.delivered_at = [[] for _ in self.detectors], self.seen
+        self.pending, self.delivered_at, self.delivered_s = [[] for _ in self.detectors], self.seen, started
         if parts:
             for detector, events in parts:
                 self.count(detector, events)
@@ -193,9 +202,8 @@ class Engine:
             self.ledger.states[runners[0].detector.name] = {**counts, "ended": n}
 
     def spent(self, stage, since):
-        now = time.perf_counter()
-        self.seconds[stage] += now - since
-        return now
+        with self.booking:
+            self.seconds[stage] += time.perf_counter() - since
 
 
 def tiles_of(block, tile):

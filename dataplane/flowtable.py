@@ -104,12 +104,15 @@ def new_tables(capacity, state, workers=1):
     """
     slots = slots_for(capacity)
     states = rows(state, slots)
-    links = np.arange(slots + workers * WHEEL_TICKS, dtype=np.uint64)
+    links = [zeros(8 * (slots + workers * WHEEL_TICKS)).view(np.uint64) for _ in range(2)]
+    for array in links:
+        array[:] = np.arange(len(array), dtype=np.uint64)
     keys, heads = zeros(8 * slots).view(np.uint64), rows(HEAD, slots)
     views = np.asarray(states).view(np.uint64), np.asarray(heads).view(np.uint8)
-    shared = (keys, states, heads, *views, links, links.copy())
-    counts = np.zeros(slots // BLOCK_SLOTS, np.uint64), np.zeros(slots // LINE_SLOTS, np.uint64)
-    return [Table(*shared, *counts, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
+    shared = (keys, states, heads, *views, *links)
+    counts = (zeros(8 * (slots // part)).view(np.uint64) for part in (BLOCK_SLOTS, LINE_SLOTS))
+    shared = (*shared, *counts)
+    return [Table(*shared, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
 
 
 def _control(slots, state, wheel):

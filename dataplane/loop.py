@@ -7,6 +7,7 @@ numba inlines its three functions, from one source, and keeps it on disk like an
 import numpy as np
 from numba import njit
 
+from dataplane.chain import AGAIN, DONE
 from dataplane.flowtable import (
     BLOCK_SLOTS,
     BORN_WORD,
@@ -222,7 +223,7 @@ def gather(packets, index, count, chosen, keys, control, params, turn):
 def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, params, turns):
     """Step the states of this worker's packets in `index` and tick those whose time has come by `clock`.
 
-    False when `events` is full: take them and call again.
+    AGAIN when `events` is full: take them and call again.
     """
     turn, control, p, (chosen, keys, slots) = turns[0], table.control[0], params[0], scratch
     at, mem, text = places(table), memory(buf), memory(event_bytes)
@@ -233,7 +234,7 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
     for i in range(np.uint64(turn.position), n):
         if turn.made >= turn.room:
             turn.position = i
-            return False
+            return AGAIN
         if i + FAR_PACKETS < n:
             ask_key(at, control, keys, i + FAR_PACKETS)
         if i + NEAR_PACKETS < n:
@@ -242,7 +243,7 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
         if pkt.clock >> TICK_BITS > control.swept or not control.started:
             if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
                 turn.position = i
-                return False
+                return AGAIN
         slot = np.int64(slots[i])
         if word(at.keys, slot) != k:
             slot = find(at, control, k)
@@ -262,9 +263,9 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
         settle(at, control, state, slot, pkt.clock, fresh)
     turn.position = turn.chosen
     if control.started and not advance(table, at, clock >> TICK_BITS, events, text, p, turn):
-        return False
+        return AGAIN
     turn.position = 0
-    return True
+    return DONE
 
 
 run = named(run) if CHECKED else njit(run)

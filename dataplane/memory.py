@@ -11,6 +11,8 @@ line's start on are equal to a value, as bits; `prefetch` asks for the cache lin
 `select` takes one of two numbers without a branch; `high_product` is the upper half of a product.
 """
 
+import sys
+
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
@@ -206,18 +208,6 @@ if CHECKED:
         mem[index] = value
 
     @njit
-    def load64(mem, at):
-        value = np.uint64(0)
-        for i in range(8):
-            value |= np.uint64(byte(mem, at + i)) << np.uint64(8 * i)
-        return value
-
-    @njit
-    def store64(mem, at, value):
-        for i in range(8):
-            mem[np.uint64(at + i)] = value >> np.uint64(8 * i) & np.uint64(255)
-
-    @njit
     def matches(mem, index, value):
         mask = 0
         for i in range(8):
@@ -270,6 +260,33 @@ def pointer(typing_context, address):
 def array_at(address, shape, dtype):
     """The array in memory at an address, which somebody else keeps; only compiled."""
     return carray(pointer(address), shape, dtype)
+
+
+if CHECKED and JIT:
+
+    @njit
+    def load64(mem, at):
+        value = np.uint64(0)
+        for i in range(8):
+            value |= np.uint64(byte(mem, at + i)) << np.uint64(8 * i)
+        return value
+
+    @njit
+    def store64(mem, at, value):
+        for i in range(8):
+            mem[np.uint64(at + i)] = value >> np.uint64(8 * i) & np.uint64(255)
+
+elif CHECKED:
+
+    def load64(mem, at):
+        if not 0 <= at <= len(mem) - 8:
+            raise IndexError(at)
+        return np.uint64(int.from_bytes(mem[at : at + 8].tobytes(), sys.byteorder))
+
+    def store64(mem, at, value):
+        if not 0 <= at <= len(mem) - 8:
+            raise IndexError(at)
+        mem[at : at + 8] = np.frombuffer(int(value).to_bytes(8, sys.byteorder), np.uint8)
 
 
 if JIT:

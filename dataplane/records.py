@@ -131,7 +131,7 @@ BATCH = np.dtype(
         ("lists", np.int64),  # int32, (kinds, rows + 1)
         ("counts", np.int64),  # int64, (kinds,)
         ("first", np.int64),  # the tile: its first frame in the block, its frames
-        ("size", np.int64),
+        ("count", np.int64),
         ("clock", np.int64),  # capture clock after its last frame
     ],
     align=True,
@@ -205,8 +205,8 @@ def rows(dtype, count):
 
 
 def zeros(size):
-    """`size` zeroed bytes from the start of a cache line."""
-    room = np.zeros(size + LINE_BYTES, np.uint8)
+    """`size` zeroed bytes in cache lines of their own: two cores that write to one line wait for each other."""
+    room = np.zeros(size + -size % LINE_BYTES + LINE_BYTES, np.uint8)
     first = -room.ctypes.data % LINE_BYTES
     return room[first : first + size]
 

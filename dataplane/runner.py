@@ -12,10 +12,10 @@ import numpy as np
 from dataplane.chain import Stage
 from dataplane.flowtable import new_tables, table_bytes
 from dataplane.kernels import Kernel, stage_address
-from dataplane.records import rows
+from dataplane.records import rows, zeros
 
 ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
-BUFFER_EVENTS = 8192  # handed over when full, and at the end of each batch
+BUFFER_EVENTS = 16384  # handed over when full, at the latest
 FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS
 
 TURN = np.dtype(
@@ -49,14 +49,16 @@ def bind(detector, params):
     """The detector's own loop: loop.py executed with DETECTOR set, as a module that numba can keep on disk.
 
     One for each dtype of params rows, since compiled code takes one set of types only. The names of its functions hold
-    a hash of that and of the detector's source, so that what changed is compiled anew.
+    a hash of what is compiled in, so that what changed is compiled anew.
     """
     name = f"dataplane.loop_{detector.name}"
     source = inspect.getsource(inspect.getmodule(detector.tick))
     spec = importlib.util.spec_from_file_location(name, LOOP)
     module = importlib.util.module_from_spec(spec)
     module.DETECTOR, module.PARAMS, module.CONTEXT, module.TURN = detector, params, CONTEXT, TURN
-    module.TAG = f"{detector.name}_{hashlib.sha256(f'{source}{params}'.encode()).hexdigest()[:12]}"
+    rows_of_it, flags = (params, detector.state, detector.event), (detector.kind, detector.packet_ends, detector.silent)
+    compiled_in = source, rows_of_it, flags
+    module.TAG = f"{detector.name}_{hashlib.sha256(repr(compiled_in).encode()).hexdigest()[:12]}"
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module, Kernel(module.finish)
@@ -70,7 +72,7 @@ class Runner:
         self.loop, self.finish = loop
         self.events = rows(detector.event, BUFFER_EVENTS)
         self.event_bytes = np.asarray(self.events).view(np.uint8)
-        self.scratch = np.zeros(rows_max, np.uint32), np.zeros(rows_max, np.uint64), np.zeros(rows_max, np.uint32)
+        self.scratch = tuple(zeros(t.itemsize * rows_max).view(t) for t in map(np.dtype, ("u4", "u8", "u4")))
         self.turns = rows(TURN, 1)
         turn = self.turns[0]
         turn.worker, turn.workers = share
@@ -91,7 +93,7 @@ class Runner:
 
     def stage(self):
         """The detector's loop, as a Stage. It is done with a batch when it did not ask for its events to be taken."""
-        return Stage(stage_address(self.loop.stage), self.context, self.step)
+        return Stage(self.detector.name, stage_address(self.loop.stage), self.context, self.step)
 
     def step(self, batch):
         """The stage where it is called from Python."""

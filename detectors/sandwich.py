@@ -71,9 +71,7 @@ EVENTS = (
     ),
 )
 
-OPTIONS = (
-    Option("timeout", "2s", DURATION, "time from a sandwich's first member to its event", low=1_000_000),
-)
+OPTIONS = (Option("timeout", "2s", DURATION, "time from a sandwich's first member to its event", low=1_000_000),)
 
 
 @njit

@@ -49,7 +49,11 @@ def kernel_cache():
     if is_temporary():
         mend = "set QOETAP_CACHE_DIR to a folder that only you can write to; until then kernels are compiled each time"
         return Finding("kernel cache", "wrong", "no folder that is private and writable", mend)
-    state = "kernels are compiled" if not cold(["batch.fill"]) else "kernels are not compiled yet, the first run does"
+    state = (
+        "kernels are compiled"
+        if not cold(["batch.decode_stage"])
+        else "kernels are not compiled yet, the first run does"
+    )
     return Finding("kernel cache", "ok", f"{folder} ({state})")
 
 

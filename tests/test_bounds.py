@@ -10,8 +10,7 @@ import pytest
 import detectors as registry
 from bench import traffic
 from dataplane.capture import open_capture
-from dataplane.memory import CHECKED
-from dataplane.records import JIT
+from dataplane.records import CHECKED, JIT
 from dataplane.runner import BUFFER_EVENTS
 from qoetap import config
 from qoetap.replay import most_bytes
@@ -89,7 +88,7 @@ def test_all_flows_end_at_once(tmp_path):
 def test_input_ends_with_many_states(tmp_path):
     """The last records are handed on a buffer at a time."""
     engine = new_engine(Largest, detectors=["flow"], settings={"flow": {"capacity": AT_ONCE}})
-    engine.run(open_capture(flood(tmp_path / "many.pcap", 100_000), engine.block_frames))
+    engine.run(open_capture(flood(tmp_path / "many.pcap", 100_000), engine.block_frames, engine.hold))
     engine.end()
     assert engine.sink.delivered > 99_000 and engine.sink.largest <= BUFFER_EVENTS
 
@@ -97,8 +96,8 @@ def test_input_ends_with_many_states(tmp_path):
 def test_a_block_larger_than_a_batch_is_refused(tmp_path):
     """Kernels do not check: rows behind the batch would be somebody else's."""
     engine = new_engine(Largest, detectors=["flow"], batch_rows=10, workers=2)
-    with pytest.raises(ValueError, match="a block of 81 frames for a batch of 80 rows"):
-        engine.run(open_capture(flood(tmp_path / "few.pcap", 300), 81, engine.hold))
+    with pytest.raises(ValueError, match="a block of 41 frames for a batch of 40 rows"):
+        engine.run(open_capture(flood(tmp_path / "few.pcap", 300), 41, engine.hold))
 
 
 def test_announced_memory_is_what_the_tables_take():

@@ -43,7 +43,7 @@ def place(event):
 def test_order_of_delivery(folder, captures, workers, batch_rows, monkeypatch):
     """By capture clock, deadlines before packets, then by packet, then by detector; also in small parts."""
     monkeypatch.setattr(module, "DELIVER_PACKETS", 10)
-    monkeypatch.setattr(module, "TAKE_BLOCKS", 1)
+    monkeypatch.setattr(module, "DELIVER_BLOCKS", 1)
     files = captures if JIT else captures[::5]
     _, keep = run_rows(files, workers=workers, batch_rows=batch_rows)
     places = [(*place(event), NAMES.index(name)) for name, event in keep.events]
@@ -111,7 +111,7 @@ def many_flows(path, count):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_more_states_at_the_end_than_a_buffer_holds(tmp_path, workers, monkeypatch):
-    count = 20_000 if JIT else 600
+    count = 40_000 if JIT else 600
     if not JIT:
         monkeypatch.setattr(module, "FINISH_STATES", 164)
     engine, keep = run_rows(many_flows(tmp_path / "x.pcap", count), workers=workers, detectors=["flow", "icmp_loop"])

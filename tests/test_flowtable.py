@@ -267,10 +267,13 @@ def test_more_events_than_the_buffer_holds():
 
 @pytest.mark.parametrize("late_ns", [3 * SECOND_NS, TURN_NS + 3 * SECOND_NS])
 def test_more_deadlines_at_once_than_the_buffer_holds(late_ns):
-    """The wheel stops where the buffer is full and goes on from there, before the packet that it stopped for."""
+    """The wheel stops where the buffer is full and goes on from there, before the packet that it stopped for.
+
+    That packet is of a state whose deadline is among the last.
+    """
     count = BUFFER_EVENTS + 500
     asked = [(0, key_of(i, 65536), QUIET, SECOND_NS + (i % 50) * TICK_NS, 0, 0) for i in range(count)]
-    packets = packets_of([*asked, (late_ns, key_of(count, 65536), TELL, SECOND_NS, 0, 0)])
+    packets = packets_of([*asked, (late_ns, key_of(49, 65536), TELL, SECOND_NS, 0, 0)])
     replay = Replay(packets, capacity=4 * count, cuts=(count,))
     events = replay.events()
     assert replay.count("emergency") == 0
@@ -280,6 +283,7 @@ def test_more_deadlines_at_once_than_the_buffer_holds(late_ns):
     assert ticks["cause"].tolist() == sorted(range(count), key=lambda i: (i % 50, i))
     assert ticks["order"].tolist() == sorted(tick_of(SECOND_NS + (i % 50) * TICK_NS) << TICK_BITS for i in range(count))
     assert events["code"][count:].tolist() == [1, 2]
+    assert events["packets"][count:].tolist() == [1, 1]  # a new state
     balanced(replay)
 
 

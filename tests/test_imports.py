@@ -29,7 +29,13 @@ MAY = {
         "dataplane.wire",
     },
     "dataplane.flowtable": {"dataplane.records", "dataplane.memory"},
-    "dataplane.loop": {"dataplane.records", "dataplane.memory", "dataplane.flowtable", "detectors.base"},
+    "dataplane.loop": {
+        "dataplane.records",
+        "dataplane.memory",
+        "dataplane.chain",
+        "dataplane.flowtable",
+        "detectors.base",
+    },
     "dataplane.runner": {
         "dataplane.records",
         "dataplane.kernels",

@@ -13,10 +13,10 @@ import pytest
 from numba import njit
 
 from dataplane import wire
-from dataplane.batch import Batch, new_clock, set_clock
+from dataplane.batch import Batch, fill, new_clock, set_clock
 from dataplane.capture import CaptureError, open_capture, tshark
-from dataplane.memory import CHECKED, memory
-from dataplane.records import JIT, PACKET, rows
+from dataplane.memory import memory
+from dataplane.records import CHECKED, JIT, PACKET, QUIC, rows
 from pcaps.make import make
 from tests import mutants
 
@@ -25,6 +25,7 @@ SAMPLE = min(MUTANTS, 6_000)  # compared between compiled and interpreted
 HANG_SECONDS = 900
 SEED = 20
 GAP_BYTES = 64
+ALL_TUNNELS = (1 << len(wire.TUNNELS)) - 1
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = os.environ.get("QOETAP_CORPUS")
 
@@ -112,10 +113,11 @@ def no_tshark(path, *_):
     raise CaptureError(f"{path}: not a capture")
 
 
-def test_what_lies_behind_a_frame_does_not_matter(files):
+@pytest.mark.parametrize("tunnels", [0, ALL_TUNNELS])
+def test_what_lies_behind_a_frame_does_not_matter(files, tunnels):
     """Rows and lists are the same, whatever bytes follow each frame in the buffer."""
-    options = wire.decode_options(b"secret", (1 << len(wire.TUNNELS)) - 1)
-    for first, frames in mutants.batches(files, SEED, MUTANTS if JIT else MUTANTS // 20):
+    options = wire.decode_options(b"secret", tunnels)
+    for first, frames in mutants.batches(files, SEED, MUTANTS if JIT else MUTANTS // 40):
         seen = [decoded(mutants.block_of(frames, gap), options) for gap in gaps(first)]
         for row in range(len(frames)):
             assert seen[0][0][row] == seen[1][0][row] == seen[2][0][row], f"seed {SEED}, mutant {first + row}"
@@ -135,23 +137,46 @@ def decoded(block, options):
 
 
 @njit
-def decode_alone(buf, frames, options, packets):
+def decode_alone(buf, frames, options, packets, scratch, lists, counts, reasons):
     """Decode each frame in an array that ends where it ends, so that a check of bounds sees each byte beyond."""
     for i in range(frames.size):
         frame = frames[i]
         at, frame.offset = frame.offset, 0
-        wire.decode(memory(buf[at : at + frame.caplen]), frame, options[0], packets[i])
+        part = slice(i, i + 1)
+        data = buf[at : at + frame.caplen]
+        fill(data, frames[part], options, packets[part], scratch, lists, counts, reasons, i)
 
 
 @pytest.mark.skipif(not CHECKED, reason="compiled without checks of bounds")
-def test_no_byte_is_read_behind_a_frame(files):
-    options = wire.decode_options(b"secret", (1 << len(wire.TUNNELS)) - 1)
-    packets = rows(PACKET, mutants.BLOCK_FRAMES)
-    for first, frames in mutants.batches(files, SEED, MUTANTS if JIT else MUTANTS // 10):
+@pytest.mark.parametrize("tunnels", [0, ALL_TUNNELS])
+def test_no_byte_is_read_behind_a_frame(files, tunnels):
+    options, batch = wire.decode_options(b"secret", tunnels), Batch(mutants.BLOCK_FRAMES)
+    work = batch.packets, batch.scratch, batch.lists, batch.counts, batch.reasons
+    for first, frames in mutants.batches(files, SEED, MUTANTS if JIT else MUTANTS // 20):
         try:
-            decode_alone(*mutants.block_of(frames), options, packets)
+            decode_alone(*mutants.block_of(frames), options, *work)
         except IndexError as error:
             raise AssertionError(f"seed {SEED}, mutants {first} to {first + len(frames)}") from error
+
+
+@njit
+def decode_layers(buf, frames, options, packets):
+    for i in range(frames.size):
+        packets[i].seq = i
+        kinds = wire.decode(memory(buf), frames[i], options[0], packets[i])
+        if kinds >> QUIC & 1:
+            packets[i].quic_client = wire.client_of(memory(buf), options[0], packets[i])
+
+
+def test_common_frames_decode_as_layer_by_layer(files):
+    """What is decoded in one go, without tunnels, makes the same row as layer by layer."""
+    options = wire.decode_options(b"secret")
+    for first, frames in mutants.batches(files, SEED, MUTANTS if JIT else MUTANTS // 40):
+        block, packets = mutants.block_of(frames), rows(PACKET, len(frames))
+        at_once, _ = decoded(block, options)
+        decode_layers(*block, options, packets)
+        for row, packet in enumerate(np.asarray(packets)):
+            assert at_once[row] == packet.tobytes(), f"seed {SEED}, mutant {first + row}"
 
 
 @pytest.mark.skipif(not JIT or CHECKED, reason="the compiled pass compares with an interpreted one")

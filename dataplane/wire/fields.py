@@ -44,7 +44,7 @@ EXTENSIONS_MAX = 256  # IPv6 extension headers followed before giving up
 PTP_EVENT, PTP_GENERAL, HTTPS, VXLAN, GENEVE, GTPU = 319, 320, 443, 4789, 6081, 2152
 GTPU_PDU = 255  # message type that carries a user packet
 
-# Tunnels entered one level deep, on request: bits of OPTIONS_ROW.tunnels
+# Tunnels entered one level deep, on request: bits of DECODE.tunnels
 TUNNELS = ("gre", "ipip", "6in4", "vxlan", "geneve", "gtpu")
 T_GRE, T_IPIP, T_6IN4, T_VXLAN, T_GENEVE, T_GTPU = (1 << i for i in range(6))
 

@@ -101,6 +101,23 @@ def work(runner, batch):
     return parts + ([runner.take()] if runner.made else [])
 
 
+@njit
+def stumble(pkt, state, event, params):
+    if pkt.ttl == 0:
+        raise ValueError("broken")
+    return 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_detector_that_fails_ends_the_run():
+    """What a detector raises is never taken for a full event buffer."""
+    broken = DETECTOR._replace(name="broken", step=stumble)
+    (runner,) = make_runners(broken, params_rows(broken), 64, 1, 1)
+    (batch,) = batches(packets_of([(0, key_of(1, 64), TELL, SECOND_NS, 0, 0)]))
+    with pytest.raises((RuntimeError, ValueError), match="broken"):
+        work(runner, batch)
+
+
 class Replay:
     """The real runners over PACKET rows."""
 

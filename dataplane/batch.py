@@ -42,20 +42,27 @@ def new_clock():
 
 
 @njit(forceinline=True)
-def advance(clock, frame):
-    """Move the capture clock by one frame and note it there. Never backwards, never by years."""
-    step = frame.ts - clock.last
-    usual = frame.flags == 0 and clock.last <= frame.ts <= CLOCK_MAX_NS and 0 <= step <= FORWARD_MAX_NS
-    if usual and clock.shift == 0 and clock.now == clock.last:
-        clock.now = clock.last = frame.ts  # in order, on the first time base
-    else:
-        advance_oddly(clock, frame)
-    frame.clock = clock.now if clock.now != NO_TIME else 0
+def advance_plainly(clock, frames, i):
+    """Move the capture clock over the frames from `i` on that are in order, on the first time base; how far it came."""
+    last = clock.last
+    if clock.shift != 0 or clock.now != last or last < 0:
+        return i
+    while i < frames.size:
+        frame = frames[i]
+        if frame.flags != 0 or not last <= frame.ts <= min(last + FORWARD_MAX_NS, CLOCK_MAX_NS):
+            break
+        last = frame.clock = frame.ts
+        i += 1
+    clock.now = clock.last = last
+    return i
 
 
 @njit
 def advance_oddly(clock, frame):
-    """Any step, modulo 2**64: what is more than 292 years away may be taken as ahead or behind."""
+    """Move the capture clock by one frame. Never backwards, never by years.
+
+    Any step, modulo 2**64: what is more than 292 years away may be taken as ahead or behind.
+    """
     if frame.flags & (TIME_NONE | TIME_RANGE):
         clock.timeless += 1
         return
@@ -77,9 +84,11 @@ def advance_oddly(clock, frame):
 @njit(nogil=True, cache=True)
 def set_clock(frames, clock):
     """Fill FRAME.clock; the last one. Sequential by nature, so it runs before any parallel work."""
-    state = clock[0]
-    for i in range(frames.size):
-        advance(state, frames[i])
+    state, i = clock[0], advance_plainly(clock[0], frames, 0)
+    while i < frames.size:
+        advance_oddly(state, frames[i])
+        frames[i].clock = state.now if state.now != NO_TIME else 0
+        i = advance_plainly(state, frames, i + 1)
     return state.now if state.now != NO_TIME else 0
 
 

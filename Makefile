@@ -51,12 +51,12 @@ lint: $(VENV)/dev
 	$(RUN) ruff check .
 
 test: $(VENV)/dev debian lint
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist worksteal
 	rm -f .coverage .coverage.*
-	NUMBA_DISABLE_JIT=1 $(RUN) coverage run -m pytest -n 2
+	NUMBA_DISABLE_JIT=1 $(RUN) coverage run -m pytest -n 2 --dist worksteal
 	$(RUN) coverage combine --quiet
 	$(RUN) coverage report
-	NUMBA_BOUNDSCHECK=1 $(RUN) pytest -n 2 $(CHECKED_TESTS)
+	NUMBA_BOUNDSCHECK=1 $(RUN) pytest -n 2 --dist worksteal $(CHECKED_TESTS)
 
 golden: $(VENV)/dev
 	$(RUN) pytest tests/test_golden.py

@@ -36,7 +36,6 @@ CONTROL = np.dtype(
     [
         ("slots", np.int64),
         ("blocks_shift", np.int64),  # log2 of the number of blocks
-        ("state_words", np.int64),  # uint64 words of a state
         ("wheel", np.int64),  # index of the wheel's first list head in `after` and `before`
         ("started", np.int64),  # 0 until the first packet has set the two below
         ("now", np.int64),  # tick to which the wheel is turning
@@ -112,14 +111,13 @@ def new_tables(capacity, state, workers=1):
     shared = (keys, states, heads, *views, *links)
     counts = (zeros(8 * (slots // part)).view(np.uint64) for part in (BLOCK_SLOTS, LINE_SLOTS))
     shared = (*shared, *counts)
-    return [Table(*shared, _control(slots, state, slots + i * WHEEL_TICKS)) for i in range(workers)]
+    return [Table(*shared, _control(slots, slots + i * WHEEL_TICKS)) for i in range(workers)]
 
 
-def _control(slots, state, wheel):
+def _control(slots, wheel):
     control = rows(CONTROL, 1)
     control[0].slots, control[0].wheel = slots, wheel
     control[0].blocks_shift = (slots // BLOCK_SLOTS).bit_length() - 1
-    control[0].state_words = state.itemsize // 8
     return control
 
 
@@ -210,14 +208,14 @@ def crowded(at, control, key):
 
 
 @njit
-def victim(at, control, key):
-    """Among the next live neighbours of the key's home, the slot whose deadline is nearest."""
+def victim(at, control, key, words):
+    """Among the next live neighbours of the key's home, the slot whose deadline is nearest; `words` as in take."""
     home = home_of(control, key)
     base, best, best_due, seen = home & ~(BLOCK_SLOTS - 1), home, np.int64(0), 0
     for i in range(BLOCK_SLOTS):
         slot = base | ((home + i) & (BLOCK_SLOTS - 1))
         if word(at.keys, slot) != EMPTY:
-            due = np.int64(word(at.words, slot * control.state_words + DUE_WORD))
+            due = np.int64(word(at.words, slot * words + DUE_WORD))
             if seen == 0 or due < best_due:
                 best, best_due = slot, due
             seen += 1

@@ -122,7 +122,7 @@ def begin(event, ts, order, seq, cause, by_packet):
 def make_room(table, at, pkt, k, events, text, params, turn):
     """Emergency: the neighbour with the nearest deadline gives up its slot."""
     control = table.control[0]
-    slot = victim(at, control, k)
+    slot = victim(at, control, k, STATE_WORDS)
     state, event = table.states[slot], events[turn.made]
     begin(event, pkt.ts, pkt.clock, state.born, pkt.seq, 1)
     code = tick(state, pkt.clock, EMERGENCY, event, params)

@@ -157,6 +157,7 @@ def test_no_byte_is_read_behind_a_frame(files, tunnels):
             decode_alone(*mutants.block_of(frames), options, *work)
         except IndexError as error:
             raise AssertionError(f"seed {SEED}, mutants {first} to {first + len(frames)}") from error
+    assert batch.reasons.sum() == first + len(frames)
 
 
 @njit

@@ -5,7 +5,7 @@ more bytes visible, may move those from `pos` on, and returns their new place; `
 `failure` why, where that was no clean end.
 
 Bytes are read in pieces that stay in the second-level cache until a walk has gone over them. Mapping the file instead
-costs half as much for the copy, but then the walk waits for memory at every record: full frames took 105 ns, not 35.
+costs half as much for the copy, but then the walk waits for memory at every record: full frames took 105 ns, not 30.
 """
 
 import numpy as np

@@ -2,8 +2,8 @@
 same row as layer by layer.
 
 Nineteen frames of twenty are of this kind. Layer by layer, a row's fields are written as they are found; here they are
-put together first and written once, and nothing that varies from packet to packet is a branch: a wrong guess costs as
-much as forty instructions.
+put together first and written once, and nothing that varies from packet to packet is a branch: a wrong guess costs
+tens of cycles.
 """
 
 import numpy as np

@@ -83,10 +83,12 @@ else:
 def go(stages, batches, places, ticks):
     """Run all stages over what is left of the block. AGAIN: a stage's events must be taken, then call again.
 
+    A block without frames is one tile: only time passes.
+
     `ticks` (stages,) adds up the time of each, in units of its own.
     """
     batch, place = batches[0], places[0]
-    while place.first < place.frames:
+    while True:
         batch.first, batch.count = place.first, min(place.tile, place.frames - place.first)
         while place.stage < len(stages):
             begun = cycles()
@@ -97,7 +99,8 @@ def go(stages, batches, places, ticks):
             place.stage += 1
         place.stage = 0
         place.first += batch.count
-    return DONE
+        if place.first >= place.frames:
+            return DONE
 
 
 go = go if CHECKED else Kernel(njit(nogil=True, cache=True)(go))

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
+from dataplane.batch import BATCH_ROWS, CLOCK_MAX_NS, Batch, new_clock, set_clock
 from dataplane.chain import Chain
 from dataplane.crew import Crew
 from dataplane.events import Events
+from dataplane.flowtable import TICK_BITS
 from dataplane.kernels import Kernel
 from dataplane.ledger import Ledger
-from dataplane.records import rows_of
+from dataplane.records import FRAME, Block, rows, rows_of
 from dataplane.runner import FINISH_STATES, make_runners
 
 BLOCK_TILES = 4  # a block has so many
@@ -27,6 +28,7 @@ DELIVER_BLOCKS = 8  # with several workers, after so many blocks
 DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
+NOTHING = Block(np.zeros(1, np.uint8), rows(FRAME, 0))  # a block in which only time passes
 
 
 def shares_of(workers):
@@ -68,6 +70,7 @@ class Engine:
         self.options, self.set_clock = options, Kernel(set_clock)
         self.pending, self.delivered_at, self.delivered_s = [[] for _ in self.detectors], 0, time.perf_counter()
         self.seconds, self.booking = dict.fromkeys(STAGES, 0.0), threading.Lock()
+        self.ended = {}  # by detector: states ticked at the end of input
 
     def run(self, source, watch=None):
         """Read one capture to its end. `watch(batch, block)` sees each tile or batch after decoding, in order.
@@ -85,23 +88,59 @@ class Engine:
         return block
 
     def run_alone(self, blocks, watch):
-        """Each block through one chain, in tiles."""
-        batch, chain, busy = self.batches[0], self.chains[0], 0.0
+        """Each block through one chain."""
         while (block := self.next_block(blocks)) is not None:
-            for part in tiles_of(block, self.tile) if watch else (block,):
-                started = time.perf_counter()
-                batch.give(part, self.seen)
-                made = self.detect(0, batch, self.tile)
-                busy += time.perf_counter() - started
-                self.settle(batch, part, [made], watch)
-                waited = time.perf_counter() - self.delivered_s > DELIVER_SECONDS
-                if waited or any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
-                    self.take(0, self.pending)
-                    self.deliver()
-        decoding = busy * int(chain.ticks[0]) / max(1, int(chain.ticks.sum()))
+            self.go_through(block, watch)
+
+    def follow(self, blocks, watch=None):
+        """Live, with one worker: `blocks` yields a Block, or where none is ready the time by the capture's clock.
+
+        Then events are delivered at once and deadlines come without packets.
+        """
+        while (block := self.next_block(blocks)) is not None:
+            if isinstance(block, int):
+                self.pass_time(block)
+                self.hand_on()
+            else:
+                self.go_through(block, watch)
+
+    def go_through(self, block, watch=None):
+        """One block through decoding and all detectors, in tiles, by the calling thread."""
+        batch = self.batches[0]
+        for part in tiles_of(block, self.tile) if watch else (block,):
+            started = time.perf_counter()
+            batch.give(part, self.seen)
+            made = self.detect(0, batch, self.tile)
+            self.divide(time.perf_counter() - started)
+            self.settle(batch, part, [made], watch)
+            waited = time.perf_counter() - self.delivered_s > DELIVER_SECONDS
+            if waited or any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
+                self.hand_on()
+
+    def divide(self, busy):
+        """Book the seconds of a chain's run under its stages."""
+        ticks = self.chains[0].ticks
+        decoding = busy * int(ticks[0]) / max(1, int(ticks.sum()))
         self.seconds["decode"] += decoding
         self.seconds["detect"] += busy - decoding
-        chain.ticks[:] = 0
+        ticks[:] = 0
+
+    def pass_time(self, clock):
+        """Bring the capture clock to `clock` without a packet, with one worker."""
+        if self.seen and clock >> TICK_BITS > int(self.clock[0]["now"]) >> TICK_BITS:
+            self.clock[0]["now"] = min(clock, CLOCK_MAX_NS)
+            self.go_through(NOTHING)
+
+    def retune(self, params):
+        """Take over new params rows, {detector's name: rows}, between two blocks; states stay."""
+        for runners in self.runners:
+            for runner in runners:
+                runner.params[:] = params[runner.detector.name]
+
+    def hand_on(self):
+        """Deliver the events that one worker has made."""
+        self.take(0, self.pending)
+        self.deliver()
 
     def run_together(self, blocks, watch):
         """Blocks are decoded ahead, in any order, while each share of the states is brought over them in order."""
@@ -191,15 +230,20 @@ class Engine:
                     first, last = np.searchsorted(born, (low, high))
                     waiting.append(runner.end(slots[first:last], clock))
             self.deliver()
-        self.close_ledger([sum(len(slots) for slots, _ in states) for states in zip(*live, strict=True)])
+        for runners, slots in zip(zip(*self.runners, strict=True), zip(*live, strict=True), strict=True):
+            self.ended[runners[0].detector.name] = sum(len(found) for found, _ in slots)
+        self.book()
         self.seconds["deliver"] = delivering + time.perf_counter() - started
 
-    def close_ledger(self, ended):
+    def book(self):
+        """The ledger, with the counts of clock and states as they are now."""
         for name in self.ledger.clock:
             self.ledger.clock[name] = int(self.clock[0][name])
-        for runners, n in zip(zip(*self.runners, strict=True), ended, strict=True):
+        for runners in zip(*self.runners, strict=True):
             counts = {name: sum(int(r.table.control[0][name]) for r in runners) for name in STATE_COUNTS}
-            self.ledger.states[runners[0].detector.name] = {**counts, "ended": n}
+            name = runners[0].detector.name
+            self.ledger.states[name] = {**counts, "ended": self.ended.get(name, 0)}
+        return self.ledger
 
     def spent(self, stage, since):
         with self.booking:

@@ -5,10 +5,16 @@ import numpy as np
 from dataplane.wire import REASONS
 
 
+def add(counts, more):
+    """Add the counts in `more` to those of the same name."""
+    for name, n in list(more.items()):
+        counts[name] = counts.get(name, 0) + n
+
+
 class Ledger:
     """Counts of one run.
 
-    packets: seen = processed + filtered + undecoded (by reason);
+    packets: seen = processed + filtered + undecoded (by reason) + dropped (by who);
     events: made = delivered + queued + dropped;
     states of each detector: created = expired + emergency + ended + live.
     """
@@ -17,10 +23,25 @@ class Ledger:
         self.seen = 0  # frames that the captures handed over
         self.lists = np.zeros((2, len(REASONS)), np.int64)  # batch.fill: in no list, in one; by where it stopped
         self.filtered = 0
+        self.lost = {}  # packets that were counted, but did not come, by who lost them
         self.clock = {"backwards": 0, "jumps": 0, "timeless": 0}
         self.made = {}  # event type -> events that detectors made
         self.delivered = self.queued = self.dropped = 0
         self.states = {}  # detector -> counts
+
+    @classmethod
+    def of(cls, ledgers):
+        """The sum of several: what they saw and made, not what became of the events."""
+        found = cls()
+        for one in ledgers:
+            found.seen += one.seen
+            found.lists += one.lists
+            found.filtered += one.filtered
+            for mine, its in ((found.clock, one.clock), (found.lost, one.lost), (found.made, one.made)):
+                add(mine, its)
+            for name, counts in one.states.items():
+                add(found.states.setdefault(name, {}), counts)
+        return found
 
     @property
     def processed(self):
@@ -39,7 +60,7 @@ class Ledger:
     def imbalance(self):
         """What does not add up, one sentence each; empty when all is accounted for."""
         found = []
-        right = self.processed + self.filtered + sum(self.undecoded.values())
+        right = self.processed + self.filtered + sum(self.undecoded.values()) + sum(self.lost.values())
         if self.seen != right:
             found.append(f"packets: {self.seen} seen, {right} accounted for")
         made, gone = sum(self.made.values()), self.delivered + self.queued + self.dropped
@@ -56,6 +77,7 @@ class Ledger:
                 "seen": self.seen,
                 "processed": self.processed,
                 "filtered": self.filtered,
+                "dropped": self.lost,
                 "undecoded": self.undecoded,
                 "cut": self.cut,
                 **self.clock,

@@ -7,6 +7,7 @@ backwards: deadlines are set in it, durations are measured with `ts`.
 
 import functools
 import os
+from typing import NamedTuple
 
 import numpy as np
 
@@ -189,6 +190,13 @@ class Rows(np.ndarray):
             self[name][...] = value
         else:
             np.ndarray.__setattr__(self, name, value)
+
+
+class Block(NamedTuple):
+    """Frames of one buffer: `buf` uint8[n], `frames` rows of FRAME with offsets into `buf`."""
+
+    buf: np.ndarray
+    frames: np.recarray
 
 
 def _as_rows(value):

@@ -5,13 +5,11 @@ A walk is a kernel that fills FRAME rows from `row.pos` on, up to `row.end`, and
 (needs `row.need` bytes from `pos` on), CONTROL (a block that Python reads) or DAMAGED (`row.why`, `row.detail`).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 
 from dataplane.memory import be16, be32, byte
-from dataplane.records import FRAME, rows
+from dataplane.records import FRAME, Block, rows
 
 FULL, MORE, CONTROL, DAMAGED = range(4)
 
@@ -30,13 +28,6 @@ WALK = [  # what every walk's row begins with
 
 class CaptureError(Exception):
     """The capture cannot be read at all; str() is one sentence for the user."""
-
-
-class Block(NamedTuple):
-    """Frames of one buffer: `buf` uint8[n], `frames` recarray of records.FRAME with offsets into `buf`."""
-
-    buf: np.ndarray
-    frames: np.recarray
 
 
 @njit

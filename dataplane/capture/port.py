@@ -1,0 +1,181 @@
+"""Interfaces and workers: on each Port a Ring for each worker; a Share is what one worker reads, of all ports in turn.
+
+The thread that opens the ports also looks after them (`Port.look`): an interface may go down, vanish and come back. A
+worker closes its ring on an interface that is gone when it has taken what was left; when all have, and the interface
+is there again, the port is opened anew, for all workers in the same order: so both directions of a flow that comes in
+on two ports always belong to the same one.
+"""
+
+import select
+import threading
+import time
+
+from dataplane.capture import interface
+from dataplane.capture.ring import Counts, Ring
+from dataplane.capture.source import CaptureError
+from dataplane.records import FRAME, rows
+
+IDLE_ms = 50  # without packets, so often time is passed on
+STOPPING_ms = 1
+STOP_seconds = 2.0  # what the kernel has counted is waited for so long at the end
+RETIRES = 2  # a packet is shown within so many retire times
+
+
+def total(counts):
+    """The sum of Counts."""
+    return Counts(*map(sum, zip(*counts, strict=True)))
+
+
+class Port:
+    """One interface, read by `workers`. CaptureError: it cannot be.
+
+    filtering(linktype, interface): the program of the expression, or None; fanout: (group or 0, by flow).
+    """
+
+    def __init__(self, name, options, workers=1, filtering=None, fanout=(0, False)):
+        self.name, self.workers, self.fanout = name, workers, fanout
+        self.past, self.missed_before = Counts(), interface.missed(name)
+        self.missed, self.up, self.gone, self.gone_at, self.closing = 0, True, False, 0.0, []
+        index = interface.require(name)
+        self.linktype, loopback = interface.link_type(name)
+        # On a loopback every packet goes out and comes in: once is enough
+        self.options = options._replace(outgoing=options.outgoing and not loopback)
+        self.program = filtering(self.linktype, name) if filtering else None
+        self.rings, self.lock = [None] * workers, threading.Lock()
+        self._open(index)
+
+    def _open(self, index):
+        self.index, group, by_flow = index, *self.fanout
+        rings = []
+        try:
+            for _ in range(self.workers):
+                rings.append(Ring(self.name, index, self.linktype, self.options, self.program))
+                if self.workers > 1 or group:
+                    group = rings[-1].join(group, by_flow)
+        except CaptureError:
+            for ring in rings:
+                ring.close()
+            raise
+        self.rings, self.gone = rings, False
+
+    def look(self):
+        """What has changed since the last time, as sentences."""
+        if self.gone:
+            return self._return()
+        if interface.index_of(self.name) != self.index:
+            self.gone, self.gone_at, self.up = True, time.monotonic(), False
+            return [f"{self.name}: the interface is gone; waiting for it to come back"]
+        before, self.up = self.up, interface.is_up(self.name)
+        self.missed = max(self.missed, interface.missed(self.name) - self.missed_before)
+        if before != self.up:
+            return [f"{self.name}: the interface is " + ("up again" if self.up else "down; waiting for it to come up")]
+        return []
+
+    def _return(self):
+        self.closing = [ring for ring in self.closing if not ring.close()]
+        index = interface.index_of(self.name)
+        if not index or any(self.rings):
+            return []
+        try:
+            self._open(index)
+        except CaptureError as error:
+            self.gone = True
+            return [] if interface.index_of(self.name) != index else [str(error)]
+        self.missed_before, self.up = interface.missed(self.name) - self.missed, interface.is_up(self.name)
+        return [f"{self.name}: the interface is back"]
+
+    def leave(self, number):
+        """A worker's ring has no more to give: keep its counts and close it."""
+        with self.lock:
+            ring, self.rings[number] = self.rings[number], None
+            self.past = total([self.past, ring.count()])
+        if not ring.close():
+            self.closing.append(ring)
+
+    def counts(self):
+        """Counts of the kernel's so far, over all rings."""
+        with self.lock:
+            return total([self.past, *(ring.count() for ring in self.rings if ring)])
+
+    def stop(self):
+        """Let nothing more in."""
+        for ring in self.rings:
+            if ring:
+                ring.stop()
+
+    def close(self):
+        for number, ring in enumerate(self.rings):
+            if ring:
+                self.leave(number)
+
+
+class Share:
+    """What worker `number` reads. Yields Blocks, each valid until the next, and when there is none the time."""
+
+    def __init__(self, ports, number, block_frames):
+        self.ports, self.number = ports, number
+        self.frames = rows(FRAME, block_frames)
+        self.margin_ns = RETIRES * max(port.options.retire_ms for port in ports) * 1_000_000
+        self.last_ns, self.read_ns = 0, 0  # timestamp of the last packet, and the monotonic time when it was read
+        self.stopping = None  # monotonic seconds at which that was asked for
+        self.alive = time.monotonic()  # when it last did something
+        self.polled, self.poller = [], select.poll()
+
+    def clock(self):
+        """The capture's clock: since the last packet it has gone on as the monotonic clock has.
+
+        Packets that the kernel has not shown yet are not overtaken.
+        """
+        return self.last_ns + time.monotonic_ns() - self.read_ns - self.margin_ns
+
+    def blocks(self):
+        """Blocks of all rings in turn, until `stop` and nothing is left."""
+        while True:
+            rings = self._rings()
+            ready = [ring for ring in rings if ring.ready]
+            for ring in ready:
+                yield self._shown(ring)
+                ring.release()
+            self.alive = time.monotonic()
+            if not ready:
+                yield self.clock() if self.last_ns else 0
+                self._leave_gone()
+                rings = self._rings()
+                if self._done(rings):
+                    return
+                self._wait(rings)
+
+    def _rings(self):
+        return [ring for port in self.ports if (ring := port.rings[self.number])]
+
+    def _shown(self, ring):
+        block = ring.take(self.frames)
+        if len(block.frames):
+            self.last_ns, self.read_ns = int(block.frames[-1]["ts"]), time.monotonic_ns()
+        return block
+
+    def _leave_gone(self):
+        for port in self.ports:
+            ring = port.rings[self.number]
+            if port.gone and ring and (ring.behind <= 0 or time.monotonic() - port.gone_at > STOP_seconds):
+                port.leave(self.number)
+
+    def stop(self):
+        """End when all that the kernel has counted was seen. The ports must have been stopped before."""
+        self.stopping = time.monotonic()
+
+    def _done(self, rings):
+        if self.stopping is None:
+            return False
+        return time.monotonic() - self.stopping > STOP_seconds or all(ring.behind <= 0 for ring in rings)
+
+    def _wait(self, rings):
+        """Sleep until a ring has something, time is to be passed on, or it is to end."""
+        if rings != self.polled:
+            self.polled, self.poller = rings, select.poll()
+            for ring in rings:
+                self.poller.register(ring.socket, select.POLLIN | select.POLLERR)
+        by_fd = {ring.socket.fileno(): ring for ring in rings}
+        for fd, event in self.poller.poll(IDLE_ms if self.stopping is None else STOPPING_ms):
+            if event & ~select.POLLIN:
+                by_fd[fd].pardon()

@@ -1,0 +1,240 @@
+"""A ring of packets shared with the kernel (packet(7), AF_PACKET TPACKET_V3): mapped, walked in place, never copied.
+
+The kernel fills blocks of the ring and hands each over when it is full or has waited for the retire time. A Ring is one
+socket on one interface; `take` shows the frames of the next block, `release` gives them back. Structures and numbers:
+linux/if_packet.h.
+"""
+
+import errno
+import mmap
+import socket
+import struct
+import sys
+import threading
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from dataplane.capture.fanout import BY_PAIR, assemble
+from dataplane.capture.source import Block, CaptureError, u16, u32
+from dataplane.kernels import Kernel
+from dataplane.memory import memory
+from dataplane.records import rows
+
+SOL_PACKET = 263
+ADD_MEMBERSHIP, RX_RING, STATISTICS, VERSION, RESERVE, TIMESTAMP = 1, 5, 6, 10, 12, 17
+FANOUT, FANOUT_DATA, IGNORE_OUTGOING, SO_ATTACH_FILTER = 18, 22, 23, 26
+TPACKET_V3, PROMISCUOUS, ETH_P_ALL = 2, 1, 3
+FANOUT_HASH, FANOUT_CBPF, FANOUT_UNIQUE = 0, 6, 0x2000
+RAW_HARDWARE = 1 << 6  # SOF_TIMESTAMPING_RAW_HARDWARE
+
+STATUS_AT, PACKETS_AT, FIRST_AT = 8, 12, 16  # of a block's header
+BLOCK_OURS = 1
+# of a frame's header
+NEXT_AT, SEC_AT, NSEC_AT, CAPTURED_AT, LENGTH_AT, FLAGS_AT, MAC_AT, TCI_AT, TPID_AT = 0, 4, 8, 12, 16, 20, 24, 32, 36
+VLAN_VALID, TPID_VALID = 0x10, 0x40
+TAG_bytes, ADDRESSES_bytes = 4, 12
+T_8021Q = 0x8100
+FRAME_bytes = 2048  # what the interface's definition asks for; frames of version 3 take what they need
+BIG = int(sys.byteorder == "big")
+DROP_ALL = [(0x06, 0, 0, 0)]  # ret #0
+
+WALK = np.dtype(
+    [
+        ("at", np.int64),  # next frame, in the ring
+        ("left", np.int64),  # frames of the block that were not walked yet
+        ("linktype", np.int64),
+        ("big", np.int64),
+    ],
+    align=True,
+)
+
+
+class RingOptions(NamedTuple):
+    """How a ring is made."""
+
+    ring_bytes: int
+    block_bytes: int
+    retire_ms: int
+    promiscuous: bool = True
+    outgoing: bool = True
+    hardware: bool = False  # timestamps
+
+
+class Counts(NamedTuple):
+    """What the kernel says of a socket: `received` includes `dropped`; `freezes`: how often the ring was full."""
+
+    received: int = 0
+    dropped: int = 0
+    freezes: int = 0
+
+
+@njit
+def put_tag_back(buf, at, tci, tpid):
+    """Move the two addresses four bytes towards the front and write the tag behind them (IEEE 802.1Q, 9.6)."""
+    for i in range(ADDRESSES_bytes):
+        buf[at - TAG_bytes + i] = buf[at + i]
+    tag = at - TAG_bytes + ADDRESSES_bytes
+    buf[tag], buf[tag + 1], buf[tag + 2], buf[tag + 3] = tpid >> 8, tpid & 255, tci >> 8, tci & 255
+
+
+@njit(nogil=True, cache=True)
+def walk(buf, frames, state):
+    """Fill `frames` with what is left of the block at hand; how many that were."""
+    mem, row = memory(buf), state[0]
+    at, big = row.at, row.big
+    count = min(row.left, frames.size)
+    for n in range(count):
+        frame, flags, offset = frames[n], u32(mem, at + FLAGS_AT, big), at + u16(mem, at + MAC_AT, big)
+        length, captured = u32(mem, at + LENGTH_AT, big), u32(mem, at + CAPTURED_AT, big)
+        if flags & VLAN_VALID:
+            tpid = u16(mem, at + TPID_AT, big) if flags & TPID_VALID else T_8021Q
+            put_tag_back(buf, offset, u32(mem, at + TCI_AT, big), tpid)
+            offset, length, captured = offset - TAG_bytes, length + TAG_bytes, captured + TAG_bytes
+        frame.offset, frame.len, frame.caplen = offset, length, captured
+        frame.ts = u32(mem, at + SEC_AT, big) * 1_000_000_000 + u32(mem, at + NSEC_AT, big)
+        frame.linktype, frame.flags = row.linktype, 0
+        at += u32(mem, at + NEXT_AT, big)
+    row.at, row.left = at, row.left - count
+    return count
+
+
+def attach(sock, program, level=socket.SOL_SOCKET, option=SO_ATTACH_FILTER):
+    """Give the kernel a classic BPF program, (code, jt, jf, k) each, as the socket's filter or for another option."""
+    code = np.frombuffer(b"".join(struct.pack("HBBI", *map(int, instruction)) for instruction in program), np.uint8)
+    sock.setsockopt(level, option, struct.pack("HP", len(program), code.ctypes.data))
+
+
+class Ring:
+    """One socket on the interface `name`. CaptureError: it cannot be had.
+
+    program: what the kernel lets pass (bpf.compile_filter), None: everything; linktype: of the interface's frames.
+    """
+
+    def __init__(self, name, index, linktype, options, program=None):
+        self.name, self.options, self.index = name, options, index
+        self.socket = self.map = None
+        try:
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            self._prepare(program)
+            self.socket.bind((name, ETH_P_ALL))
+        except OSError as error:
+            self.close()
+            raise CaptureError(f"{name}: {self._why(error)}") from error
+        self.words = np.frombuffer(self.map, np.uint32)
+        self.buf = np.frombuffer(self.map, np.uint8)
+        self.state, self.walk = rows(WALK, 1), Kernel(walk)
+        row = self.state[0]
+        row.linktype, row.big = linktype, BIG
+        self.block, self.shown = 0, False
+        self.blocks = options.ring_bytes // options.block_bytes
+        self.counts, self.walked, self.counting = Counts(), 0, threading.Lock()
+
+    def _prepare(self, program):
+        """Set all options before the socket is bound, so that nothing unwanted comes."""
+        options, blocks = self.options, self.options.ring_bytes // self.options.block_bytes
+        self._set(VERSION, TPACKET_V3)
+        self._set(RESERVE, TAG_bytes)
+        if not options.outgoing:
+            self._set(IGNORE_OUTGOING, 1)
+        if options.hardware:
+            self._set(TIMESTAMP, RAW_HARDWARE)
+        size = options.block_bytes
+        ring = struct.pack("7I", size, blocks, FRAME_bytes, size // FRAME_bytes * blocks, options.retire_ms, 0, 0)
+        self.socket.setsockopt(SOL_PACKET, RX_RING, ring)
+        self.map = mmap.mmap(self.socket.fileno(), options.ring_bytes)
+        if program is not None:
+            attach(self.socket, program)
+        if options.promiscuous:
+            self.socket.setsockopt(SOL_PACKET, ADD_MEMBERSHIP, struct.pack("iHH8x", self.index, PROMISCUOUS, 0))
+
+    def _set(self, option, value):
+        self.socket.setsockopt(SOL_PACKET, option, value)
+
+    def _why(self, error):
+        if error.errno == errno.EPERM:
+            return (
+                "capturing needs the privilege CAP_NET_RAW: run as root, or give it to the service "
+                "(AmbientCapabilities=CAP_NET_RAW) or to the command (setpriv, capsh)"
+            )
+        if error.errno in (errno.ENOMEM, errno.EINVAL):
+            size = self.options.ring_bytes >> 20
+            return f"a ring of {size} MiB could not be had ({error.strerror}): lower live.ring_size, or its block_size"
+        if error.errno == errno.ENETDOWN:
+            return f"is down: ip link set dev {self.name} up"
+        return error.strerror or str(error)
+
+    def join(self, group, by_flow):
+        """Share the interface's packets with the other sockets of fanout group `group`, 0: a new one; its number.
+
+        by_flow: by the kernel's hash of addresses and ports, else by fanout.BY_PAIR.
+        """
+        kind = FANOUT_HASH if by_flow else FANOUT_CBPF
+        flags = 0 if group else FANOUT_UNIQUE
+        try:
+            self._set(FANOUT, group | (kind | flags) << 16)
+            if not by_flow:
+                attach(self.socket, assemble(BY_PAIR), SOL_PACKET, FANOUT_DATA)
+        except OSError as error:
+            why = "is used with other settings by another program" if error.errno == errno.EINVAL else error.strerror
+            raise CaptureError(f"{self.name}: fanout group {group} {why}: set live.fanout_group to another") from error
+        return self.socket.getsockopt(SOL_PACKET, FANOUT) & 0xFFFF
+
+    @property
+    def ready(self):
+        """Whether the kernel has handed over a block, or one was not walked to its end."""
+        at = self.block * self.options.block_bytes + STATUS_AT
+        return bool(self.words[at >> 2] & BLOCK_OURS)
+
+    def take(self, frames):
+        """Fill `frames` from the ring; the Block, valid until `release`. Only when `ready`."""
+        row = self.state[0]
+        if not self.shown:
+            start = self.block * self.options.block_bytes
+            row["at"] = start + int(self.words[start + FIRST_AT >> 2])
+            row["left"] = int(self.words[start + PACKETS_AT >> 2])
+            self.shown = True
+        count = self.walk(self.buf, frames, self.state)
+        self.walked += count
+        return Block(self.buf, frames[:count])
+
+    def release(self):
+        """Give the block back to the kernel if it was walked to its end."""
+        if self.shown and not self.state[0]["left"]:
+            self.words[self.block * self.options.block_bytes + STATUS_AT >> 2] = 0
+            self.block, self.shown = (self.block + 1) % self.blocks, False
+
+    def count(self):
+        """Bring `counts` up to date (the kernel forgets what it has told)."""
+        with self.counting:
+            told = struct.unpack("3I", self.socket.getsockopt(SOL_PACKET, STATISTICS, 12))
+            self.counts = Counts(*(old + new for old, new in zip(self.counts, told, strict=True)))
+            return self.counts
+
+    @property
+    def behind(self):
+        """Packets that the kernel has counted, but that were neither walked nor dropped yet."""
+        received, dropped, _ = self.count()
+        return received - dropped - self.walked
+
+    def pardon(self):
+        """Take notice of the socket's error, such as that the interface went down: it goes on when that is over."""
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def stop(self):
+        """Let nothing more in; what is in the ring stays to be taken."""
+        attach(self.socket, DROP_ALL)
+
+    def close(self):
+        """Let go of the socket; of the memory when no Block refers to it any more."""
+        self.words = self.buf = None
+        if self.socket is not None:
+            self.socket.close()
+        if self.map is not None:
+            try:
+                self.map.close()
+            except BufferError:
+                return False
+        self.map = None
+        return True

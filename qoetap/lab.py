@@ -1,0 +1,182 @@
+"""A network of this machine's own, for tests and measurements: two namespaces and a veth pair between them. Needs root.
+
+Nothing but what is sent on purpose passes: no IPv6 autoconfiguration, no ARP. All of it is removed at the end, also
+after an exception; what a killed process left behind goes when the next Link is made (namespaces(7), veth(4)).
+"""
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import itertools
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qoetap.exits import PRIVILEGE, RUN_ERROR, Exit
+
+NAMESPACES = Path("/run/netns")  # where ip-netns(8) keeps them
+OURS = re.compile(r"qoetap-(?P<pid>\d+)-\d+-[ab]")
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+SIOCETHTOOL = 0x8946  # linux/sockios.h
+OFFLOADS = (0x17, 0x19, 0x1F, 0x24, 0x2C)  # linux/ethtool.h: ETHTOOL_S TXCSUM, SG, TSO, GSO, GRO
+COUNTERS = (0, 1, 2, 3, 8, 9, 10, 11)  # columns of /proc/net/dev
+COUNTER_NAMES = tuple(f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped"))
+
+_numbers, _live = itertools.count(1), set()
+
+
+def _ip(*words):
+    """Run ip(8). Exit: it is not there, or says no."""
+    tool = shutil.which("ip") or shutil.which("ip", path="/usr/sbin:/sbin")
+    if tool is None:
+        raise Exit(RUN_ERROR, "ip is not installed: apt install iproute2")
+    done = subprocess.run([tool, *map(str, words)], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise Exit(RUN_ERROR, f"`ip {' '.join(map(str, words))}` failed: {done.stderr.strip()}")
+
+
+def _enter(namespace):
+    """Move the calling thread into the namespace (setns(2); os.setns came with Python 3.12)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (NAMESPACES / namespace).open("rb") as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def remove_leftovers():
+    """Remove the namespaces of Links whose process is gone; their names."""
+    removed = []
+    for name in sorted(os.listdir(NAMESPACES)) if NAMESPACES.is_dir() else ():
+        found = OURS.fullmatch(name)
+        if not found or name in _live:
+            continue
+        pid = int(found["pid"])
+        if pid == os.getpid() or not _is_alive(pid):
+            with contextlib.suppress(Exit):  # another process was quicker
+                _ip("netns", "del", name)
+                removed.append(name)
+    return removed
+
+
+class End:
+    """One side of a Link: the interface `interface` in the namespace `namespace`."""
+
+    def __init__(self, namespace, interface):
+        self.namespace, self.interface = namespace, interface
+
+    def command(self, *argv):
+        """The command line that runs `argv` on this side; its process is that of `argv` itself."""
+        tool = shutil.which("ip") or "/usr/sbin/ip"
+        return [tool, "netns", "exec", self.namespace, *map(str, argv)]
+
+    def inside(self, call, *args):
+        """What `call(*args)` returns in a thread on this side: sockets that it opens stay here."""
+        with ThreadPoolExecutor(1, initializer=_enter, initargs=(self.namespace,)) as pool:
+            return pool.submit(call, *args).result()
+
+    def socket(self):
+        """A raw packet socket for sending whole frames out of the interface; it receives nothing (packet(7))."""
+        sock = self.inside(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock.bind((self.interface, 0))
+        return sock
+
+    def up(self):
+        _ip("-n", self.namespace, "link", "set", "dev", self.interface, "up")
+
+    def down(self):
+        _ip("-n", self.namespace, "link", "set", "dev", self.interface, "down")
+
+    def counters(self):
+        """What the interface has counted: rx_ and tx_ bytes, packets, errors, dropped."""
+        text = self.inside(Path("/proc/thread-self/net/dev").read_text)
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"{self.interface}:"))
+        columns = line.split(":", 1)[1].split()
+        return {name: int(columns[at]) for name, at in zip(COUNTER_NAMES, COUNTERS, strict=True)}
+
+    def _without_offloads(self):
+        """Packets stay as they were sent: nothing merges them or leaves their checksums to a card (ethtool(8))."""
+        with self.inside(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for command in OFFLOADS:
+                value = array.array("I", [command, 0])
+                request = struct.pack("16sP16x", self.interface.encode(), value.buffer_info()[0])
+                with contextlib.suppress(OSError):  # what the interface cannot do is off already
+                    fcntl.ioctl(sock, SIOCETHTOOL, request)
+
+    def _prepare(self, mtu, offloads):
+        _ip("-n", self.namespace, "link", "set", "dev", self.interface, "mtu", mtu, "arp", "off")
+        if not offloads:
+            self._without_offloads()
+        self.up()
+
+
+class Link:
+    """Two namespaces joined by a veth pair: `sender` (interface a0) and `receiver` (b0), both up, without addresses.
+
+    mtu: of both, in bytes; offloads: whether the kernel may hand on merged segments and unfilled checksums.
+    Exit: not root, or the kernel does not do it.
+    """
+
+    def __init__(self, mtu=1500, offloads=True):
+        if os.geteuid():
+            raise Exit(PRIVILEGE, "making network namespaces needs root: run with sudo")
+        self.mtu, self.offloads = mtu, offloads
+        stem = f"qoetap-{os.getpid()}-{next(_numbers)}"
+        self.sender, self.receiver = self.ends = End(f"{stem}-a", "a0"), End(f"{stem}-b", "b0")
+        _live.update(end.namespace for end in self.ends)
+        remove_leftovers()
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self):
+        for end in self.ends:
+            _ip("netns", "add", end.namespace)
+            silence = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+            if silence.exists():
+                end.inside(silence.write_text, "1")
+        self.make_pair()
+
+    def make_pair(self):
+        """Make the two interfaces, at the start or after `remove_pair`."""
+        a, b = self.ends
+        veth = ("type", "veth", "peer", "name", b.interface, "netns", b.namespace)
+        _ip("link", "add", a.interface, "netns", a.namespace, *veth)
+        for end in self.ends:
+            end._prepare(self.mtu, self.offloads)
+
+    def remove_pair(self):
+        """Remove both interfaces: for their readers they vanish."""
+        _ip("-n", self.sender.namespace, "link", "del", "dev", self.sender.interface)
+
+    def close(self):
+        """Remove all of it; once more does no harm."""
+        with contextlib.suppress(Exit):
+            self.remove_pair()
+        for end in self.ends:
+            if (NAMESPACES / end.namespace).exists():
+                _ip("netns", "del", end.namespace)
+            _live.discard(end.namespace)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

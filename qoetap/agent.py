@@ -11,9 +11,8 @@ from dataplane.capture import CaptureError
 from dataplane.capture.interface import use_hardware_timestamps
 from dataplane.capture.port import Port, Share
 from dataplane.capture.ring import RingOptions
-from dataplane.engine import Engine
 from dataplane.ledger import Ledger
-from qoetap.exits import PRIVILEGE, RUN_ERROR, USAGE, Exit
+from qoetap.exits import PRIVILEGE, USAGE, Exit
 
 PAGE_bytes = 4096
 RING_BLOCKS = 4  # the least
@@ -66,7 +65,7 @@ class Worker(threading.Thread):
 class Agent:
     """Everything of a live run. Exit if an interface cannot be had.
 
-    filtering(linktype, interface) -> program; engines: one for each worker, made by `make_engine(sink)`.
+    filtering(linktype, interface) -> program; engines: one for each worker, made by `make_engine()`.
     """
 
     def __init__(self, settings, make_engine, filtering, outputs):
@@ -88,7 +87,7 @@ class Agent:
         except PermissionError as error:
             self.close()
             raise Exit(PRIVILEGE, str(error)) from error
-        self.workers = [Worker(n, self.ports, *make_engine(outputs)) for n in range(settings.workers)]
+        self.workers = [Worker(n, self.ports, *make_engine()) for n in range(settings.workers)]
 
     def start(self):
         for worker in self.workers:
@@ -164,6 +163,3 @@ class Agent:
     def complaints(self):
         """Why a worker ended, if one did."""
         return [worker.trouble for worker in self.workers if worker.error is not None]
-
-
-__all__ = ["RUN_ERROR", "Agent", "Worker", "ring_options"]

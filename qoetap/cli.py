@@ -14,6 +14,7 @@ PTP delays, available bandwidth and loss of probe and RTP streams, flows.
 
 commands:
   replay   captures in, events out
+  live     the same on interfaces, for months
   decode   the packets of a capture as a table
   check    is this configuration right?
   schema   JSON Schema of the events
@@ -25,6 +26,7 @@ examples:
   qoetap replay traffic.pcap -o events.jsonl          every event, one JSON object a line
   zcat x.pcap.gz | qoetap replay - -o - | jq .iqn     a pipe in, a pipe out
   qoetap replay rotated/ --detectors iqn,flow         a directory of rotated captures, in time order
+  qoetap live -i eth0 -o events.jsonl                 the same, live
   qoetap check site.yaml -v                           what this configuration means
 
 Data goes to stdout; progress, the summary and complaints go to stderr.
@@ -62,21 +64,38 @@ def replay_parser():
             "qoetap replay traffic.pcap",
             "qoetap replay day1/ day2.pcapng.zst -o events.parquet --stats stats.json",
             "qoetap replay x.pcap --detectors iqn --set detectors.iqn.p=100ms -o -",
+            "qoetap replay -r traffic.pcap udp port 443",
         ),
     )
     add_inputs(parser)
     add_config(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", action="append", default=[],
-        help="where events go, may be repeated: FILE.jsonl, FILE.csv, FILE.parquet, - (JSON lines on stdout), table, "
-        "null, or SINK:PATH (default: table)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="JSON lines on stdout, the same as -o -")
-    parser.add_argument("--stats", metavar="FILE", help="write counts of each file, ledger and timings as JSON")
-    parser.add_argument("--workers", metavar="N", type=int, help="threads that run detectors (default 1)")
+    add_outputs(parser, "table")
+    add_running(parser)
     parser.add_argument("--batch", metavar="N", type=int, help="packets decoded at a time (default 4096)")
-    parser.add_argument("--seed", metavar="N", type=int, help="fix the secret keys of hashes")
-    parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
+    add_tunnels(parser)
+    add_verbose(parser)
+    return parser
+
+
+def live_parser():
+    parser = Parser(
+        "live",
+        "Run the detectors on interfaces and write their events as they come, until TERM or INT ends it: what was taken\n"
+        "is still delivered. HUP reads the configuration anew and reopens outputs, USR1 rotates them. Needs CAP_NET_RAW.",
+        (
+            "qoetap live -i eth0 -o events.jsonl",
+            "qoetap live -i eth0 -i eth1 --workers 2 -c site.yaml udp port 443 or icmp",
+            "qoetap live -i eth0 -o 'events-%Y%m%dT%H.jsonl' -o kafka://broker:9092/qoetap",
+        ),
+    )
+    parser.add_argument("-i", "--interface", metavar="IFACE", action="append", default=[], help="may be repeated")
+    parser.add_argument("expression", metavar="EXPRESSION", nargs="*", help="packets to look at, as in tcpdump (BPF)")
+    add_config(parser)
+    add_outputs(parser, "JSON lines on stdout")
+    parser.add_argument("--write", metavar="DIR", help="evidence goes there: the flow's last packets at events of --on")
+    parser.add_argument("--on", metavar="A,B", help="which events (default: iqn.stall_start,iqn.stall_end)")
+    parser.add_argument("--top", action="store_true", help="show what goes on, refreshed in place")
+    add_running(parser)
     add_tunnels(parser)
     add_verbose(parser)
     return parser
@@ -87,7 +106,11 @@ def decode_parser():
         "decode",
         "Print what is known of each packet: number, time, lengths, addresses, protocol, a and b (ports, or ICMP type\n"
         "and code) and the UDP length field.",
-        ("qoetap decode traffic.pcap | less -S", "qoetap decode traffic.pcap --format tsv > packets.tsv"),
+        (
+            "qoetap decode traffic.pcap | less -S",
+            "qoetap decode traffic.pcap --format tsv > packets.tsv",
+            "qoetap decode traffic.pcap --filter 'icmp or icmp6'",
+        ),
     )
     add_inputs(parser)
     parser.add_argument(
@@ -140,7 +163,15 @@ def inspect_parser():
 
 
 def doctor_parser():
-    parser = Parser("doctor", "Say what qoetap needs and is missing, and how to mend it.", ("qoetap doctor",))
+    parser = Parser(
+        "doctor",
+        "Say what qoetap needs and is missing, and how to mend it.",
+        ("qoetap doctor", "qoetap doctor -i eth0", "qoetap doctor -c site.yaml --json"),
+    )
+    parser.add_argument(
+        "-i", "--interface", metavar="IFACE", action="append", default=[],
+        help="can it be listened to? may be repeated (default: live.interfaces of the configuration)",
+    )  # fmt: skip
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     add_verbose(parser)
@@ -148,10 +179,14 @@ def doctor_parser():
 
 
 def add_inputs(parser):
-    parser.add_argument("files", metavar="FILE", nargs="*", help="capture, directory of captures, or - for stdin")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*",
+        help="capture, directory of captures, or - for stdin; with -r these words are a filter instead",
+    )  # fmt: skip
     parser.add_argument(
         "-r", "--read", metavar="FILE", action="append", default=[], help="the same, as in tcpdump; may be repeated"
     )
+    parser.add_argument("--filter", metavar="EXPR", help="only packets that match, as in tcpdump: 'udp port 443'")
 
 
 def add_config(parser):
@@ -160,6 +195,22 @@ def add_config(parser):
         "--set", metavar="KEY=VALUE", action="append", default=[],
         help="override one key, for example detectors.flow.idle=60s; may be repeated",
     )  # fmt: skip
+
+
+def add_outputs(parser, default):
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", action="append", default=[],
+        help="where events go, may be repeated: FILE.jsonl, FILE.csv, FILE.parquet, - (JSON lines on stdout), table, "
+        f"null, kafka://…, http://…, or SINK:PATH (default: {default})",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="JSON lines on stdout, the same as -o -")
+    parser.add_argument("--stats", metavar="FILE", help="write counts, ledger and timings as JSON at the end")
+
+
+def add_running(parser):
+    parser.add_argument("--workers", metavar="N", type=int, help="threads that run detectors (default 1)")
+    parser.add_argument("--seed", metavar="N", type=int, help="fix the secret keys of hashes")
+    parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
 
 
 def add_tunnels(parser):
@@ -174,6 +225,7 @@ def add_verbose(parser, text="say more; with a traceback if something breaks"):
 
 COMMANDS = {  # name: its parser, module and function
     "replay": (replay_parser, "qoetap.replay", "replay"),
+    "live": (live_parser, "qoetap.live", "live"),
     "decode": (decode_parser, "qoetap.decode", "decode"),
     "check": (check_parser, "qoetap.check", "check"),
     "schema": (schema_parser, "qoetap.check", "schema"),

@@ -13,11 +13,14 @@ import numpy as np
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
+from dataplane.capture.bpf import check_expression
+from dataplane.capture.source import CaptureError
 from dataplane.records import rows
 from dataplane.wire import TUNNELS
 from detectors.base import CHOICE, COUNT, DURATION, FLAG, NUMBER
 from qoetap.durations import duration_text, parse_duration
 from qoetap.exits import USAGE, Exit
+from qoetap.sizes import parse_size, size_text
 
 FIELD_TYPES = {DURATION: "i8", COUNT: "i8", FLAG: "u1", CHOICE: "i8", NUMBER: "f8"}
 COUNT_MAX = 2**63 - 1
@@ -58,25 +61,59 @@ def _tunnel_list(value):
 
 
 Tunnels = Annotated[list[Literal[TUNNELS]], BeforeValidator(_tunnel_list)]
+Duration = Annotated[int, BeforeValidator(parse_duration)]
+Size = Annotated[int, BeforeValidator(parse_size)]
 
 GENERAL = {  # key: (type, default, help)
     "agent_id": (str, "qoetap", "who saw it: written into every event"),
     "workers": (Annotated[int, Field(ge=1, le=WORKERS_MAX)], 1, "threads; events do not depend on it"),
     "batch_rows": (Annotated[int, Field(ge=1, le=65536)], 4096, "packets decoded at a time; nor on this"),
     "tunnels": (Tunnels, [], f"tunnels whose inner packet counts: a list of {', '.join(TUNNELS)}, or all"),
+    "filter": (str, "", "only packets that match this expression, as in tcpdump: udp port 443; empty: all"),
     "seed": (Annotated[int, Field(ge=0)] | None, None, "fixes the secret keys of hashes; null: others at each start"),
     "outputs": (
         list[str],
         [],
         "where events go, as with -o: FILE.jsonl, FILE.csv, FILE.parquet, table, null, - (stdout); none: table",
     ),
+    "rotate_every": (
+        Duration,
+        parse_duration("1h"),
+        "of files with the time in their name, as events-%Y%m%dT%H%M%S.jsonl, a new one begins so often, UTC; 0: never",
+    ),
+    "rotate_size": (Size, parse_size("256MiB"), "or when one has become so large; 0: never"),
 }
+
+SNAPLEN_MAX_bytes = 262144  # what tcpdump takes for the whole packet
+
+LIVE = {  # the section `live`, in the same form
+    "interfaces": (list[str], [], "where to listen, as with -i"),
+    "ring_size": (Size, parse_size("64MiB"), "memory that a worker shares with the kernel, for each interface"),
+    "block_size": (Size, parse_size("1MiB"), "of the ring's blocks: each is handed over when full"),
+    "retire": (Duration, parse_duration("8ms"), "or after this: events are late by as much; whole milliseconds"),
+    "snaplen": (Annotated[int, Field(ge=96, le=SNAPLEN_MAX_bytes)], 256, "bytes of a packet that the kernel copies; 262144: all"),
+    "promiscuous": (bool, True, "packets for others too"),
+    "outgoing": (bool, True, "packets that this host sends too"),
+    "fanout": (Literal["pair", "flow"], "pair", "what stays with one worker: all between two hosts, or a flow by the "
+               "kernel's hash, which parts PTP, fragments and tunnels"),
+    "fanout_group": (Annotated[int, Field(ge=1, le=65535)] | None, None, "share the packets with other processes of "
+                     "this group; null: with none"),
+    "hardware_timestamps": (bool, False, "of interfaces that have them; needs CAP_NET_ADMIN once, and their clock set"),
+    "stats_every": (Duration, parse_duration("1m"), "a line of counts and a stats event so often; 0: none"),
+    "metrics": (str, "", "address for Prometheus, such as 127.0.0.1:9464 (/metrics, /healthz); empty: none"),
+    "write": (str, "", "folder for evidence, the flow's last packets for each event of write_on; empty: none"),
+    "write_on": (list[str], ["iqn.stall_start", "iqn.stall_end"], "events that leave evidence"),
+    "write_seconds": (Duration, parse_duration("10s"), "how far back evidence goes"),
+    "write_size": (Size, parse_size("64MiB"), "memory in which packets are kept for evidence, of all workers"),
+    "write_files": (Annotated[int, Field(ge=1)], 1000, "files of evidence that a run writes at most"),
+    "loss_allowed": (Annotated[float, Field(ge=0, le=1)], 0.01, "share of packets; more lost: exit status 5"),
+}  # fmt: skip
 
 
 def option_type(option):
     """Type of a detector's option for pydantic."""
     if option.kind == DURATION:
-        return Annotated[int, BeforeValidator(parse_duration), AfterValidator(_at_least(int(option.low)))]
+        return Annotated[Duration, AfterValidator(_at_least(int(option.low)))]
     if option.kind == CHOICE:
         return Literal[option.choices]
     if option.kind == FLAG:
@@ -117,10 +154,16 @@ def config_model(detectors):
     """The whole configuration for `detectors` ({name: Detector})."""
     sections = {name: detector_model(d) for name, d in detectors.items()}
     inner = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
-    fields = {name: (kind, Field(default, description=text)) for name, (kind, default, text) in GENERAL.items()}
+    fields = fields_of(GENERAL)
+    live = create_model("live", __base__=Section, **fields_of(LIVE))
     section = create_model("detectors", __base__=Section, **inner)
-    fields["detectors"] = (section, Field(default_factory=section))
+    for model in (live, section):
+        fields[model.__name__] = (model, Field(default_factory=model))
     return create_model("configuration", __base__=Section, **fields)
+
+
+def fields_of(keys):
+    return {name: (kind, Field(default, description=text)) for name, (kind, default, text) in keys.items()}
 
 
 def known_keys(model, prefix=""):
@@ -210,9 +253,8 @@ def validate(layers, detectors):
 
 def _without_empty(values):
     """Without sections that are just a heading (null in YAML)."""
+    values = {key: value for key, value in values.items() if value is not None or key not in ("detectors", "live")}
     inner = values.get("detectors")
-    if inner is None:
-        return {key: value for key, value in values.items() if key != "detectors"}
     if isinstance(inner, dict):
         values = {**values, "detectors": {key: {} if value is None else value for key, value in inner.items()}}
     return values
@@ -246,7 +288,17 @@ def load(layers, detectors):
     settings = validate(layers, detectors)
     for name, detector in chosen(settings, detectors).items():
         build_params(detector, getattr(settings.detectors, name))
+    check_filter(settings, layers)
     return settings
+
+
+def check_filter(settings, layers):
+    """ConfigError if libpcap makes nothing of the filter."""
+    try:
+        check_expression(settings.filter)
+    except CaptureError as error:
+        origin = next(layer.origin for layer in reversed(layers) if "filter" in layer.values)
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def chosen(settings, detectors):
@@ -285,9 +337,19 @@ def tunnel_bits(settings):
     return sum(1 << TUNNELS.index(name) for name in set(settings.tunnels))
 
 
+def _as_it_is(value):
+    return value
+
+
+WRITTEN = {Duration: duration_text, Size: size_text}
+
+
 def as_values(settings, detectors):
     """The configuration as it would stand in a file: durations as text."""
     values = settings.model_dump()
+    for section, keys in ((values, GENERAL), (values["live"], LIVE)):
+        for name, (kind, _, _) in keys.items():
+            section[name] = WRITTEN.get(kind, _as_it_is)(section[name])
     for name, detector in detectors.items():
         section = values["detectors"][name]
         for o in detector.options:
@@ -299,10 +361,14 @@ def as_values(settings, detectors):
 def document(detectors):
     """The default configuration as commented YAML: what defaults.yaml holds for the detectors of this package."""
     lines = ["# qoetap's configuration: every key with its default. Copy what you change; unknown keys are errors.", ""]
-    for name, (_, default, text) in GENERAL.items():
-        lines += [f"# {text}", f"{name}: {_scalar(default)}", ""]
-    lines.append("detectors:")
-    values = as_values(validate([], detectors), detectors)["detectors"]
+    every = as_values(validate([], detectors), detectors)
+    for name, (_, _, text) in GENERAL.items():
+        lines += [f"# {text}", f"{name}: {_scalar(every[name])}", ""]
+    lines.append("live:")
+    for name, (_, _, text) in LIVE.items():
+        lines += [f"  # {text}", f"  {name}: {_scalar(every['live'][name])}"]
+    lines += ["", "detectors:"]
+    values = every["detectors"]
     for name, d in detectors.items():
         lines += [f"  {name}:"]
         model = detector_model(d)

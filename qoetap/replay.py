@@ -6,15 +6,17 @@ import sys
 import time
 
 import detectors as registry
-from dataplane.capture import CaptureError, expand, open_capture
+from dataplane.capture import CaptureError, open_capture
+from dataplane.capture.sieve import blocks_of
 from dataplane.engine import Engine, shares_of
 from dataplane.runner import runner_bytes
 from dataplane.wire import decode_options
 from dataplane.wire.fields import UNKNOWN_LINK
 from qoetap import config, warm
 from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
+from qoetap.inputs import filter_layers, inputs, sieve_of
 from qoetap.interrupt import Stop
-from qoetap.outputs import Outputs
+from qoetap.outputs import Outputs, rotation_of
 from qoetap.progress import Progress
 
 MIB = 1 << 20
@@ -31,36 +33,39 @@ def say(sentence):
     print(f"qoetap: {sentence}", file=sys.stderr, flush=True)
 
 
-def layers(args):
+def layers(args, known):
     """Layers of the configuration, the command line's last."""
     found = [config.read_file(args.config)] if args.config else []
     found += [config.assignment(text) for text in args.set]
-    given = {"workers": args.workers, "batch_rows": args.batch, "seed": args.seed, "tunnels": args.tunnels}
-    names = {"batch_rows": "--batch"}
-    for key, value in given.items():
-        if value is not None:
-            found.append(config.Layer(names.get(key, f"--{key}"), {key: value}))
+    given = {"workers": args.workers, "seed": args.seed, "tunnels": args.tunnels}
+    found += [config.Layer(f"--{key}", {key: value}) for key, value in given.items() if value is not None]
     outputs = [*args.output, *(["-"] if args.json else [])]
     if outputs:
         found.append(config.Layer("-o", {"outputs": outputs}))
+    if args.detectors:
+        found.append(config.only([n for n in args.detectors.split(",") if n and n != "all"] or list(known), known))
     return found
 
 
 def settings_of(args):
     """(settings, every detector). Exit if something is wrong with the configuration."""
-    known, found = registry.load_all(), layers(args)
-    if args.detectors:
-        found.append(config.only([n for n in args.detectors.split(",") if n and n != "all"] or list(known), known))
+    known = registry.load_all()
+    found = layers(args, known) + filter_layers(args)
+    if args.batch is not None:
+        found.append(config.Layer("--batch", {"batch_rows": args.batch}))
     return config.load(found, known), known
 
 
-def engine_parts(settings, known):
-    """([(Detector, params, capacity)], decode options)."""
-    root = config.root_secret(settings.seed)
+def engine_parts(settings, known, root=None, engines=1):
+    """([(Detector, params, capacity)], decode options) of one of several engines that have the capacity together.
+
+    root: the secret that they share, None: from the settings.
+    """
+    root = root or config.root_secret(settings.seed)
     parts = []
     for name, detector in config.chosen(settings, known).items():
         section = getattr(settings.detectors, name)
-        parts.append((detector, config.build_params(detector, section, root), section.capacity))
+        parts.append((detector, config.build_params(detector, section, root), -(-section.capacity // engines)))
     return parts, decode_options(config.derive(root, b"flow hash"), config.tunnel_bits(settings))
 
 
@@ -73,7 +78,7 @@ class Run:
         self.censuses, self.counted = {}, []  # the latter with the number of the file's first packet
         self.engine = Engine(parts, self, options, settings.workers, settings.batch_rows, settings.agent_id)
         self.total_bytes, self.done_bytes, self.progress = 0, 0, None
-        self.name, self.source = "", None
+        self.name, self.source, self.sieve = "", None, sieve_of(settings)
 
     def over(self, files, counting):
         """Run over `files`; with `counting` take a census of each."""
@@ -126,17 +131,17 @@ class Run:
 
     def blocks(self):
         """Blocks of the source at hand, until something asks the run to end."""
-        blocks = self.source.blocks()
+        blocks = blocks_of(self.source, self.sieve)
         while not self.stopped and (block := self.stop.next(blocks)) is not None:
             yield block
             self.progress.show(self.engine.seen, self.done_bytes + self.source.bytes_done)
         blocks.close()
 
 
-def most_bytes(settings, known):
-    """Memory that all tables and event buffers may come to use."""
+def most_bytes(settings, known, shares=None):
+    """Memory that all tables and event buffers may come to use; `shares`: in how many the states are divided."""
     running = config.chosen(settings, known)
-    shares = shares_of(settings.workers)
+    shares = shares or shares_of(settings.workers)
     return sum(runner_bytes(d, getattr(settings.detectors, n).capacity, shares) for n, d in running.items())
 
 
@@ -145,7 +150,7 @@ def announce(settings, known):
     running = config.chosen(settings, known)
     count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
     say(f"{len(running)} detectors, tables up to {most_bytes(settings, known) / MIB:.0f} MiB, {count}")
-    missing = warm.units(running)
+    missing = warm.units(running, bool(settings.filter))
     if missing:
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)
@@ -184,6 +189,7 @@ def summarise(run, seconds):
     clock = {name: n for name, n in ledger.clock.items() if n}
     lost = {f"{name} states given up": s["emergency"] for name, s in ledger.states.items() if s["emergency"]}
     for title, counts in (
+        ("filtered out", {"packets": ledger.filtered} if ledger.filtered else {}),
         ("not decoded", ledger.undecoded),
         ("decoded in part", ledger.cut),
         ("time", clock),
@@ -204,24 +210,16 @@ def status_of(run):
     return RUN_ERROR if faults else INPUT if run.problems else DONE
 
 
-def inputs(args):
-    """The files to read. Exit if there are none."""
-    paths = [*args.files, *args.read]
-    if not paths:
-        raise Exit(USAGE, "name a capture, a directory of captures, or - for standard input")
-    try:
-        return expand(paths)
-    except CaptureError as error:
-        raise Exit(INPUT, str(error)) from error
-
-
 def replay(args):
     """The command; its exit status."""
     started = time.perf_counter()
     settings, known = settings_of(args)
     files = inputs(args)
     stats_file = open_stats(args.stats)
-    outputs = Outputs(dict.fromkeys(settings.outputs or ["table"]), config.chosen(settings, known).values())
+    running = config.chosen(settings, known).values()
+    outputs = Outputs(dict.fromkeys(settings.outputs or ["table"]), running, rotation=rotation_of(settings))
+    for sentence in outputs.troubles():
+        say(sentence)
     announce(settings, known)
     with Stop() as stop:
         run = Run(settings, known, outputs, stop)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from dataplane.capture.bpf import attach
 from dataplane.capture.fanout import BY_PAIR, assemble
 from dataplane.capture.source import Block, CaptureError, u16, u32
 from dataplane.kernels import Kernel
@@ -24,7 +25,7 @@ from dataplane.records import rows
 
 SOL_PACKET = 263
 ADD_MEMBERSHIP, RX_RING, STATISTICS, VERSION, RESERVE, TIMESTAMP = 1, 5, 6, 10, 12, 17
-FANOUT, FANOUT_DATA, IGNORE_OUTGOING, SO_ATTACH_FILTER = 18, 22, 23, 26
+FANOUT, FANOUT_DATA, IGNORE_OUTGOING = 18, 22, 23
 TPACKET_V3, PROMISCUOUS, ETH_P_ALL = 2, 1, 3
 FANOUT_HASH, FANOUT_CBPF, FANOUT_UNIQUE = 0, 6, 0x2000
 RAW_HARDWARE = 1 << 6  # SOF_TIMESTAMPING_RAW_HARDWARE
@@ -98,12 +99,6 @@ def walk(buf, frames, state):
         at += u32(mem, at + NEXT_AT, big)
     row.at, row.left = at, row.left - count
     return count
-
-
-def attach(sock, program, level=socket.SOL_SOCKET, option=SO_ATTACH_FILTER):
-    """Give the kernel a classic BPF program, (code, jt, jf, k) each, as the socket's filter or for another option."""
-    code = np.frombuffer(b"".join(struct.pack("HBBI", *map(int, instruction)) for instruction in program), np.uint8)
-    sock.setsockopt(level, option, struct.pack("HP", len(program), code.ctypes.data))
 
 
 class Ring:

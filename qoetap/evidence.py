@@ -1,0 +1,107 @@
+"""`--write DIR --on EVENT,…`: when such an event is made, the last packets of its flow are written to a file in DIR.
+
+Files are bounded in number and rate; what is left out is counted. A thread of its own writes them.
+"""
+
+import os
+import queue
+import threading
+import time
+
+import numpy as np
+
+from dataplane.events import Renderer, json_lines
+from dataplane.evidence import Wanted, pcapng
+from qoetap.exits import USAGE, Exit
+
+FILES_A_SECOND = 10
+WAITING = 32  # files that wait to be written at most
+
+
+class Evidence:
+    """What the events of one agent leave behind. Exit(USAGE): the folder or an event's name is wrong."""
+
+    def __init__(self, folder, names, seconds, files_most, detectors):
+        known = [t.name for d in detectors for t in d.events]
+        for name in names:
+            if name not in known:
+                raise Exit(USAGE, f"--on: there is no event {name!r}; there are {', '.join(known)}")
+        try:
+            os.makedirs(folder, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+        except OSError as error:
+            raise Exit(USAGE, f"--write {folder}: cannot be written ({error.strerror})") from error
+        self.folder, self.seconds_ns, self.left = folder, int(seconds), files_most
+        self.codes = {d.name: {c for c, t in enumerate(d.events, 1) if t.name in names} for d in detectors}
+        self.renderer, self.lock = Renderer(detectors, json_lines), threading.Lock()
+        self.written = self.skipped = 0
+        self.trouble, self.second, self.in_second = None, 0, 0
+        self.jobs = queue.Queue(WAITING)
+        self.thread = threading.Thread(target=self._write, name="qoetap-evidence", daemon=True)
+        self.thread.start()
+
+    def look(self, events, history):
+        """Take the packets of the flows that these Events speak of out of `history`; called by its worker."""
+        for index, (detector, found) in enumerate(events.parts):
+            codes = self.codes.get(detector.name)
+            if codes:
+                for row in [i for i, code in enumerate(found["code"].tolist()) if code in codes]:
+                    self._keep(events, (index, row), found[row], detector, history)
+
+    def _keep(self, events, place, event, detector, history):
+        with self.lock:
+            if not self._may():
+                self.skipped += 1
+                return
+        packets = history.packets(Wanted.of(event), int(event["ts"]) - self.seconds_ns)
+        with self.lock:
+            one = events._replace(order=np.array([place]))
+            text = b"".join(bytes(text) for text, _ in self.renderer.chunks(one)).decode().strip()
+        name = f"{detector.events[int(event['code']) - 1].name}-{int(event['ts'])}"
+        try:
+            self.jobs.put_nowait((name, packets, text))
+        except queue.Full:
+            self.skipped += 1
+
+    def _may(self):
+        """Whether one more file is within the bounds."""
+        second = int(time.monotonic())
+        if second != self.second:
+            self.second, self.in_second = second, 0
+        self.in_second += 1
+        if self.left <= 0 or self.in_second > FILES_A_SECOND:
+            return False
+        self.left -= 1
+        return True
+
+    def _write(self):
+        while (job := self.jobs.get()) is not None:
+            name, packets, text = job
+            try:
+                self._write_file(name, pcapng(packets, text))
+                self.written += 1
+            except OSError as error:
+                self.skipped += 1
+                self.trouble = f"--write {self.folder}: {error.strerror}; evidence is left out until it can be written"
+
+    def _write_file(self, name, data):
+        """Under a name that is new; a file that is there is whole."""
+        path, number = os.path.join(self.folder, f"{name}.pcapng"), 0
+        while os.path.exists(path):
+            number += 1
+            path = os.path.join(self.folder, f"{name}-{number}.pcapng")
+        part = f"{path}.part"
+        with open(part, "wb") as file:
+            file.write(data)
+        os.rename(part, path)
+
+    def troubles(self):
+        """What is wrong since the last call, as sentences."""
+        found, self.trouble = self.trouble, None
+        return [found] if found else []
+
+    def close(self):
+        """Write what waits."""
+        self.jobs.put(None)
+        self.thread.join(5)

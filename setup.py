@@ -37,6 +37,7 @@ setup(
     install_requires=[
         "numpy>=2.0",
         "numba>=0.61",
+        "prometheus-client>=0.21",
         "pyshark>=0.6",
         "PyYAML>=6.0",
         "pydantic>=2.7",

@@ -12,7 +12,20 @@ from dataplane import wire
 from dataplane.chain import DONE, Chain, Stage
 from dataplane.kernels import stage_address
 from dataplane.memory import array_at, memory
-from dataplane.records import BATCH, FRAME, IP, KINDS, NO_TIME, PACKET, QUIC, TIME_NONE, TIME_RANGE, rows, zeros
+from dataplane.records import (
+    BATCH,
+    FRAME,
+    IP,
+    KINDS,
+    NO_TIME,
+    PACKET,
+    QUIC,
+    TIME_NONE,
+    TIME_RANGE,
+    UNWANTED,
+    rows,
+    zeros,
+)
 
 BATCH_ROWS = 4096
 
@@ -63,6 +76,8 @@ def advance_oddly(clock, frame):
 
     Any step, modulo 2**64: what is more than 292 years away may be taken as ahead or behind.
     """
+    if frame.flags & UNWANTED:
+        return
     if frame.flags & (TIME_NONE | TIME_RANGE):
         clock.timeless += 1
         return

@@ -1,7 +1,7 @@
 """What a capture holds, counted file by file: packets, times, headers, distinct flows, PTP messages. For --stats.
 
 A packet counts as UDP, TCP or ICMP if it is no later fragment and its ports (UDP: and length field; ICMP: type) were
-captured.
+captured. What a filter did not let pass does not count at all.
 """
 
 import numpy as np
@@ -24,6 +24,7 @@ from dataplane.records import (
     TIME_NONE,
     TIME_RANGE,
     UDP_LENGTH,
+    UNWANTED,
     VERSION_MISMATCH,
     VLAN,
     rows,
@@ -68,6 +69,8 @@ def times_of(frames):
     without = back = wide = 0
     for i in range(frames.size):
         frame = frames[i]
+        if frame.flags & UNWANTED:
+            continue
         if frame.flags & TIME_NONE:
             without += 1
         elif frame.flags & TIME_RANGE:
@@ -84,7 +87,8 @@ def times_of(frames):
 
 def wide_times_of(frames):
     """The same where some times do not fit, by Python's integers."""
-    known = frames[(frames["flags"] & TIME_NONE) == 0]
+    frames = frames[frames["flags"] & UNWANTED == 0]
+    known = frames[frames["flags"] & TIME_NONE == 0]
     ns = [
         int(ts) * NS_PER_S + int(nsec) if flags & TIME_RANGE else int(ts)
         for ts, nsec, flags in zip(known["ts"], known["nsec"], known["flags"], strict=True)
@@ -204,7 +208,7 @@ class Census:
 
     def watch(self, batch, block):
         """Count a batch and the frames that it was made of."""
-        self.packets += batch.size
+        self.packets += batch.size - np.count_nonzero(block.frames["flags"] & UNWANTED)
         self.watch_times(block.frames)
         packets_kernel(batch.packets, batch.size, self.protocols, self.counts, self.others, self.slots)
         if batch.numbers[PTP]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dataplane.wire import REASONS
+from dataplane.wire import FILTERED, REASONS
 
 
 def add(counts, more):
@@ -22,7 +22,6 @@ class Ledger:
     def __init__(self):
         self.seen = 0  # frames that the captures handed over
         self.lists = np.zeros((2, len(REASONS)), np.int64)  # batch.fill: in no list, in one; by where it stopped
-        self.filtered = 0
         self.lost = {}  # packets that were counted, but did not come, by who lost them
         self.clock = {"backwards": 0, "jumps": 0, "timeless": 0}
         self.made = {}  # event type -> events that detectors made
@@ -36,7 +35,6 @@ class Ledger:
         for one in ledgers:
             found.seen += one.seen
             found.lists += one.lists
-            found.filtered += one.filtered
             for mine, its in ((found.clock, one.clock), (found.lost, one.lost), (found.made, one.made)):
                 add(mine, its)
             for name, counts in one.states.items():
@@ -48,9 +46,15 @@ class Ledger:
         return int(self.lists[1].sum())
 
     @property
+    def filtered(self):
+        """Packets that a filter did not let pass, in files: live, the kernel does not show them."""
+        return int(self.lists[0, FILTERED])
+
+    @property
     def undecoded(self):
         """Packets that no detector saw, by reason; 'not_ip' is nothing wrong."""
-        return {reason: int(n) for reason, n in zip(REASONS, self.lists[0], strict=True) if n}
+        reasons = enumerate(zip(REASONS, self.lists[0], strict=True))
+        return {reason: int(n) for number, (reason, n) in reasons if n and number != FILTERED}
 
     @property
     def cut(self):

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from dataplane.kernels import Kernel
-from dataplane.records import PORTS, TIME_NONE, TIME_RANGE, UDP_LENGTH
+from dataplane.records import PORTS, TIME_NONE, TIME_RANGE, UDP_LENGTH, UNWANTED
 from dataplane.text import put_int, put_ipv4, put_ipv6, put_padded, put_text
 from dataplane.wire import SHORT_TRANSPORT
 
@@ -144,10 +144,12 @@ def put_style(out, at, style, place):
 
 @njit(nogil=True, cache=True)
 def write_lines(buf, frames, packets, style, first, out):
-    """Write a line for each frame, numbered from `first` on, into `out`; the bytes written."""
+    """Write a line for each frame that is wanted, numbered from `first` on, into `out`; the bytes written."""
     at, values = 0, np.zeros(UDP_LEN + 1, np.int64)
     for i in range(frames.size):
         frame, pkt = frames[i], packets[i]
+        if frame.flags & UNWANTED:
+            continue
         gather(frame, pkt, first + i, values)
         for c in range(UDP_LEN + 1):
             if values[c] == ABSENT:

@@ -20,6 +20,7 @@ NEVER = np.iinfo(np.int64).max  # a deadline that does not come
 
 # FRAME.flags
 TIME_NONE, TIME_RANGE = 1, 2  # no timestamp; one that does not fit int64 ns: `ts` holds seconds, `nsec` the rest
+UNWANTED = 4  # the filter did not let it pass: as if it were not there, but that it has a number
 
 FRAME = np.dtype(
     [

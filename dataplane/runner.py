@@ -74,6 +74,7 @@ class Runner:
         self.event_bytes = np.asarray(self.events).view(np.uint8)
         self.scratch = tuple(zeros(t.itemsize * rows_max).view(t) for t in map(np.dtype, ("u4", "u8", "u4")))
         self.turns = rows(TURN, 1)
+        self._made = np.asarray(self.turns)["made"]  # cheaper to ask than a row
         turn = self.turns[0]
         turn.worker, turn.workers = share
         turn.room = BUFFER_EVENTS - ROOM_EVENTS
@@ -105,7 +106,7 @@ class Runner:
     @property
     def made(self):
         """Events in the buffer."""
-        return int(self.turns[0]["made"])
+        return int(self._made[0])
 
     def take(self):
         """The bytes of the events in the buffer, which are zeroed: a field that is left out reads 0."""

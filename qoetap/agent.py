@@ -38,6 +38,7 @@ class Worker(threading.Thread):
         self.engine, self.watch, self.error = engine, watch, None
         self.share = Share(ports, number, engine.block_frames)
         self.changes = []  # to be made between two blocks
+        engine.load()
 
     def run(self):
         try:
@@ -103,9 +104,14 @@ class Agent:
         return any(worker.error is not None for worker in self.workers)
 
     @property
+    def stuck(self):
+        """What is wrong with the workers, one sentence each."""
+        return [worker.trouble for worker in self.workers if worker.trouble]
+
+    @property
     def trouble(self):
         """Why it is not healthy, "" if it is."""
-        found = [worker.trouble for worker in self.workers if worker.trouble]
+        found = self.stuck
         found += [f"{port.name} is {'gone' if port.gone else 'down'}" for port in self.ports if not port.up]
         return "; ".join(found)
 

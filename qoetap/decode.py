@@ -7,12 +7,14 @@ import os
 from dataplane import listing
 from dataplane.batch import BATCH_ROWS, Batch, new_clock, set_clock
 from dataplane.capture import CaptureError, open_capture
+from dataplane.capture.sieve import blocks_of
 from dataplane.kernels import Kernel
 from dataplane.wire import decode_options
 from dataplane.wire.fields import UNKNOWN_LINK
 from qoetap import config
 from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
-from qoetap.replay import inputs, say, strange_links
+from qoetap.inputs import filter_layers, inputs, sieve_of
+from qoetap.replay import say, strange_links
 
 STYLES = {  # format: style, header
     "tsv": (listing.tsv_style, b""),
@@ -98,29 +100,29 @@ class ParquetOut:
 
 def decode(args):
     """The command; its exit status."""
-    settings = config.validate([config.Layer("--tunnels", {"tunnels": args.tunnels or []})], {})
+    settings = config.load([config.Layer("--tunnels", {"tunnels": args.tunnels or []}), *filter_layers(args)], {})
     form = "jsonl" if args.json else args.format
     files = inputs(args)
     style, header = STYLES[form]
     out = (ParquetOut if form == "parquet" else TextOut)(args.output)
-    options = decode_options(bytes(config.SECRET_BYTES), config.tunnel_bits(settings))
+    how = decode_options(bytes(config.SECRET_BYTES), config.tunnel_bits(settings)), sieve_of(settings)
     with contextlib.closing(out):
         out.write(header)
-        problems = [p for path in files if (p := decode_file(path, listing.Listing(style(), BATCH_ROWS), options, out))]
+        problems = [p for path in files if (p := decode_file(path, listing.Listing(style(), BATCH_ROWS), *how, out))]
     for problem in problems:
         say(problem)
     return INPUT if problems else DONE
 
 
-def decode_file(path, lines, options, out):
-    """Write a line for each packet of one capture; the sentence about what is wrong with it, or None."""
+def decode_file(path, lines, options, sieve, out):
+    """Write a line for each packet of one capture that passes; the sentence about what is wrong with it, or None."""
     batch, number, clock, count = Batch(BATCH_ROWS), 1, new_clock(), Kernel(set_clock)
     try:
         source = open_capture(path, BATCH_ROWS)
     except CaptureError as error:
         return str(error)
     unknown = 0
-    for block in source.blocks():
+    for block in blocks_of(source, sieve):
         batch.fill(block, options, number - 1, count(block.frames, clock))
         unknown += batch.reasons[0, UNKNOWN_LINK]
         out.write(lines.lines(batch, block, number))

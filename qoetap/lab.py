@@ -31,12 +31,17 @@ COUNTER_NAMES = tuple(f"{way}_{what}" for way in ("rx", "tx") for what in ("byte
 _numbers, _live = itertools.count(1), set()
 
 
+def _tool():
+    """Path of ip(8). Exit: it is not there."""
+    found = shutil.which("ip") or shutil.which("ip", path="/usr/sbin:/sbin")
+    if found is None:
+        raise Exit(RUN_ERROR, "ip is not installed: apt install iproute2")
+    return found
+
+
 def _ip(*words):
     """Run ip(8). Exit: it is not there, or says no."""
-    tool = shutil.which("ip") or shutil.which("ip", path="/usr/sbin:/sbin")
-    if tool is None:
-        raise Exit(RUN_ERROR, "ip is not installed: apt install iproute2")
-    done = subprocess.run([tool, *map(str, words)], check=False, capture_output=True, text=True)
+    done = subprocess.run([_tool(), *map(str, words)], check=False, capture_output=True, text=True)
     if done.returncode:
         raise Exit(RUN_ERROR, f"`ip {' '.join(map(str, words))}` failed: {done.stderr.strip()}")
 
@@ -82,8 +87,7 @@ class End:
 
     def command(self, *argv):
         """The command line that runs `argv` on this side; its process is that of `argv` itself."""
-        tool = shutil.which("ip") or "/usr/sbin/ip"
-        return [tool, "netns", "exec", self.namespace, *map(str, argv)]
+        return [_tool(), "netns", "exec", self.namespace, *map(str, argv)]
 
     def inside(self, call, *args):
         """What `call(*args)` returns in a thread on this side: sockets that it opens stay here."""

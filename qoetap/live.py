@@ -18,6 +18,7 @@ from qoetap.notify import Notifier
 from qoetap.outputs import Outputs, rotation_of
 from qoetap.reload import changes, params_of
 from qoetap.replay import MIB, engine_parts, layers, listed, most_bytes, open_stats, say
+from qoetap.signals import Signals
 
 LOOK_seconds = 0.25  # signals are heard at once, the rest is looked after so often
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -56,7 +57,8 @@ def settings_of(args):
 def require_memory(settings, known):
     """Bytes that rings and tables may come to use. Exit if that is more than there is."""
     rings = ring_options(settings.live).ring_bytes * settings.workers * len(settings.live.interfaces)
-    need, there = rings + most_bytes(settings, known, settings.workers), available_bytes()
+    kept = settings.live.write_size if settings.live.write else 0
+    need, there = rings + kept + most_bytes(settings, known, settings.workers), available_bytes()
     if there is not None and need > there:
         raise Exit(
             USAGE,
@@ -137,19 +139,18 @@ class Live:
         tap = Tap(self.outputs, self.evidence, history, self.top)
         return Engine(parts, tap, options, 1, settings.batch_rows, settings.agent_id), history and history.watch
 
-    def run(self):
+    def run(self, signals):
         """Until a signal ends it or a worker fails."""
         self.agent.start()
         self.notifier.ready()
         self._say("listening; TERM or INT ends it, HUP reads the configuration anew, USR1 rotates outputs")
         while self.ended_by is None and not self.agent.failed:
-            self._hear(signal.sigtimedwait(SIGNALS, LOOK_seconds))
+            self._hear(signals.next(LOOK_seconds))
             self._look()
 
     def end(self):
         """Deliver what was taken; the last snapshot and the ledger."""
         self.notifier.stopping()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a second one ends it at once
         self.outputs.drain()
         self.agent.stop()
         self.outputs.close()
@@ -160,13 +161,11 @@ class Live:
         return snapshot, ledger
 
     def _hear(self, heard):
-        if heard is None:
-            return
-        if heard.si_signo in ENDING:
-            self.ended_by = signal.Signals(heard.si_signo)
-        elif heard.si_signo == signal.SIGHUP:
+        if heard in ENDING:
+            self.ended_by = heard
+        elif heard == signal.SIGHUP:
             self.reload()
-        else:
+        elif heard == signal.SIGUSR1:
             self.outputs.rotate()
 
     def _look(self):
@@ -178,7 +177,7 @@ class Live:
         every = self.settings.live.stats_every / 1e9
         if every and time.monotonic() - self.reported >= every:
             self._report()
-        self.notifier.feed(not self.agent.trouble)
+        self.notifier.feed(not self.agent.stuck)
 
     def _report(self):
         now, snapshot = time.monotonic(), self.agent.snapshot()
@@ -274,12 +273,13 @@ def live(args):
     rings, tables = require_memory(settings, known)
     stats_file = open_stats(args.stats)
     announce(settings, known, rings, tables)
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for all threads to come; sigtimedwait hears them
-    run = Live(args, settings, known)
-    run.run()
-    snapshot, ledger = run.end()
-    if stats_file:
-        with stats_file:
-            json.dump(stats_of(snapshot, run.agent), stats_file, indent=1, default=int)
-    summarise(snapshot)
-    return status_of(run, ledger)
+    with Signals(SIGNALS) as signals:
+        run = Live(args, settings, known)
+        run.run(signals)
+        signals.last(ENDING)  # a second one ends it at once
+        snapshot, ledger = run.end()
+        if stats_file:
+            with stats_file:
+                json.dump(stats_of(snapshot, run.agent), stats_file, indent=1, default=int)
+        summarise(snapshot)
+        return status_of(run, ledger)

@@ -1,56 +1,181 @@
 """The outputs of a run: each a sink behind its own queue. Knows sinks by what open_sink says of them only.
 
-An output that fails is told once and gets no more; when none is left, `failed` asks the run to end.
+In `replay` a full queue holds up the reading, an output that fails is told once and gets no more, and when none is left
+`failed` asks the run to end. In `live` nothing is held up: what cannot be written is dropped, and the next tried again.
 """
 
-from dataplane.sinks import Queued, ReaderGone, SinkError, open_sink
+import threading
+import time
+from typing import NamedTuple
+
+from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink
+from dataplane.sinks.queued import Counts
 from qoetap.exits import USAGE, Exit
 
 DISCARD = "null"
+DRAIN_SECONDS = 9.0  # for what waits at the end of a live run, which is to take 10 s at most
+LEAST_SECONDS = 1.0  # for closing, however long the rest took
+
+
+def rotation_of(settings):
+    """When files that have the time in their name are finished."""
+    return Rotation(settings.rotate_every, settings.rotate_size)
+
+
+class Place(NamedTuple):
+    """An output, and how many events there had been when it was opened."""
+
+    spec: str
+    queued: Queued
+    since: int
 
 
 class Outputs:
-    """What the engine sees as its sink. Exit(USAGE) if one of `specs` cannot be opened."""
+    """What the engines see as their sink. Exit(USAGE) if one of `specs` cannot be opened.
 
-    def __init__(self, specs, detectors):
-        self.sinks, self.errors = {}, {}
+    Any thread may write and ask for counts; the other methods are for one thread.
+    """
+
+    def __init__(self, specs, detectors, live=False, rotation=None):
+        self.detectors, self.live, self.rotation = tuple(detectors), live, rotation or Rotation()
+        self.made, self.errors, self.told, self.notes = 0, {}, {}, []
+        self.lock = threading.Lock()
+        self.places = self._open(specs)  # where events go, by spec
+        self.former = []  # where they went
+        self.deadline = None  # by which all must be delivered
+
+    def _open(self, specs):
+        """Places of `specs`. Exit if one cannot be opened; then none is."""
+        places = {}
         try:
             for spec in specs:
-                self.sinks[spec] = Queued(open_sink(spec, detectors))
+                sink = open_sink(spec, self.detectors, self.live, self.rotation)
+                self.notes += sink.notes
+                places[spec] = Place(spec, Queued(sink, drop=self.live), self.made)
         except SinkError as error:
-            for sink in self.sinks.values():
-                sink.close()
+            for place in places.values():
+                place.queued.close(LEAST_SECONDS)
             raise Exit(USAGE, f"{error}") from error
+        return places
 
     @property
     def failed(self):
         """True when no output is left."""
-        return len(self.errors) == len(self.sinks)
+        return not self.live and len(self.errors) == len(self.places)
 
     def write(self, events):
         """Hand Events to every output; never raises, what is lost is counted."""
-        self._each(lambda sink: sink.write(events))
+        with self.lock:
+            self.made += len(events.order)
+            for place in self.places.values():
+                self._try(place, place.queued.write, events)
+
+    def _try(self, place, call, *args):
+        try:
+            call(*args)
+        except SinkError as error:
+            self.errors.setdefault(place.spec, error)
+
+    def reopen(self):
+        """Go on in new files of the same names: the old ones were renamed."""
+        for place in self.places.values():
+            place.queued.reopen()
+
+    def rotate(self):
+        """Finish the files at hand and begin the next."""
+        for place in self.places.values():
+            place.queued.rotate()
+
+    def replace(self, specs, rotation=None):
+        """From now on write to `specs`; those that stay go on, new ones are opened, the others end by themselves.
+
+        Exit(USAGE) if one cannot be opened; then nothing changes.
+        """
+        rotation, before, specs = rotation or self.rotation, self.rotation, dict.fromkeys(specs)
+        self.rotation = rotation
+        try:
+            new = self._open([spec for spec in specs if spec not in self.places])
+        except Exit:
+            self.rotation = before
+            raise
+        with self.lock:
+            new = {spec: place._replace(since=self.made) for spec, place in new.items()}
+            gone = [place for spec, place in self.places.items() if spec not in specs]
+            self.places = {spec: self.places.get(spec) or new[spec] for spec in specs}
+            self.former += gone
+        for place in self.places.values():
+            place.queued.sink.rotation = rotation
+        for place in gone:
+            place.queued.finish()
+
+    def drain(self):
+        """The run ends: from now on what comes is waited for, by all outputs together for DRAIN_SECONDS."""
+        self.deadline = time.monotonic() + DRAIN_SECONDS
+        for place in self.places.values():
+            place.queued.drain(DRAIN_SECONDS)
 
     def close(self):
-        """Deliver what waits and close."""
-        self._each(lambda sink: sink.close())
+        """Deliver what waits and close; in `live` give up what is not taken in time."""
+        if self.live and self.deadline is None:
+            self.drain()
+        every = [*self.former, *self.places.values()]
+        for place in every:
+            place.queued.finish()
+        for place in every:
+            left = max(LEAST_SECONDS, self.deadline - time.monotonic()) if self.live else None
+            self._try(place, place.queued.close, left)
 
-    def _each(self, call):
-        for spec, sink in self.sinks.items():
-            try:
-                call(sink)
-            except SinkError as error:
-                self.errors.setdefault(spec, error)
+    def troubles(self):
+        """Sentences about what has changed since the last call: an output cannot be written, or can be again."""
+        found, self.notes = self.notes, []
+        for place in [*self.former, *self.places.values()]:
+            now, before = place.queued.trouble, self.told.get(place)
+            if now != before:
+                found.append(now or f"{place.spec}: written again")
+                self.told[place] = now
+        return found
 
     def complaints(self):
         """A sentence for each output that failed; a reader that went away is no failure."""
-        return [str(error) for error in self.errors.values() if not isinstance(error, ReaderGone)]
+        errors = [*self.errors.values(), *(p.queued.error for p in [*self.former, *self.places.values()] if self.live)]
+        return [str(error) for error in errors if error and not isinstance(error, ReaderGone)]
 
     def counts(self):
-        """Counts of each output by its spec."""
-        return {spec: sink.counts()._asdict() for spec, sink in self.sinks.items()}
+        """Counts of each output that there was, by its spec."""
+        found = {}
+        for place in [*self.former, *self.places.values()]:
+            found[place.spec] = added(found.get(place.spec, NONE), place.queued.counts())
+        return {spec: counts._asdict() for spec, counts in found.items()}
 
     def settle(self, ledger):
-        """Tell the ledger what became of the events at the output that lost most of them."""
-        worst = max(self.counts().values(), key=lambda counts: (counts["dropped"], counts["queued"]))
-        ledger.delivered, ledger.queued, ledger.dropped = worst["delivered"], worst["queued"], worst["dropped"]
+        """Tell the ledger what became of the events at the output that lost most of them.
+
+        At several, where a reload had one follow the other. Events that went to others only, before the first and after
+        the last, count as delivered: the others lost less.
+        """
+        with self.lock:
+            made, former, places = self.made, list(self.former), list(self.places.values())
+            counted = [(place.since, place.queued.counts()) for place in [*former, *places]]
+        worst = worst_succession(counted)
+        ledger.delivered = worst.delivered + made - worst.made
+        ledger.queued, ledger.dropped = worst.queued, worst.dropped
+
+
+NONE = Counts(0, 0, 0, 0)
+
+
+def added(one, other):
+    return Counts(*map(sum, zip(one, other, strict=True)))
+
+
+def loss(counts):
+    return counts.dropped, counts.queued, counts.made
+
+
+def worst_succession(counted):
+    """Counts of the outputs that lost most together, of those that followed each other; counted: (since, Counts)."""
+    ended = [(0, NONE)]  # when, and what those until then lost at most
+    for since, counts in sorted(counted, key=lambda one: one[0] + one[1].made):
+        before = max((lost for end, lost in ended if end <= since), key=loss)
+        ended.append((since + counts.made, added(before, counts)))
+    return max((lost for _, lost in ended), key=loss)

@@ -1,7 +1,7 @@
 """Compiling kernels before a run, one process per core, so that the first start is short and the rate means something.
 
 `python -m qoetap.warm UNIT...` is the child: it calls the kernels of each unit with nothing to do, numba keeps them.
-A unit is "batch.decode_stage", "render.render", or "loop.stage_" and the name of a detector.
+A unit is "batch.decode_stage", "render.render", "sieve.mark", or "loop.stage_" and the name of a detector.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ import numpy as np
 import detectors as registry
 from dataplane.batch import Batch
 from dataplane.cache import cold, is_temporary
+from dataplane.capture.sieve import Sieve
 from dataplane.events import Events, Renderer, json_lines
-from dataplane.records import JIT, rows
+from dataplane.records import FRAME, JIT, Block, rows
 from dataplane.runner import make_runners
 from dataplane.wire import decode_options
 from qoetap import config
@@ -25,9 +26,10 @@ UNIT_SECONDS = 4  # about what one unit takes
 SMALL = 64  # rows and states: nothing is done with them
 
 
-def units(names):
-    """What is not compiled yet for these detectors; the slow first."""
-    return cold(["batch.decode_stage", "render.render", *(LOOP + name for name in names)]) if JIT else []
+def units(names, filtering=False):
+    """What is not compiled yet for these detectors, and to filter files; the slow first."""
+    needed = ["batch.decode_stage", "render.render", *(LOOP + name for name in names), *["sieve.mark"] * filtering]
+    return cold(needed) if JIT else []
 
 
 def seconds(missing):
@@ -71,6 +73,10 @@ def compile_render(known):
         pass
 
 
+def compile_sieve():
+    Sieve("", ()).sift(Block(np.zeros(1, np.uint8), rows(FRAME, 0)))
+
+
 def compile_detector(detector):
     params = config.build_params(detector, config.detector_model(detector)())
     runner = make_runners(detector, params, SMALL, 1, SMALL)[0]
@@ -85,6 +91,8 @@ def main(names):
             compile_detector(known[name.removeprefix(LOOP)])
         elif name == "batch.decode_stage":
             compile_decode()
+        elif name == "sieve.mark":
+            compile_sieve()
         else:
             compile_render(known)
 

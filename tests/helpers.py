@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import detectors as registry
 from dataplane.capture import expand, open_capture
+from dataplane.capture.sieve import blocks_of
 from dataplane.engine import Engine
 from dataplane.events import Renderer, json_lines
 from qoetap import cli, config
+from qoetap.inputs import sieve_of
 from qoetap.replay import engine_parts
 
 SEED = 1
@@ -35,7 +39,7 @@ def settings_for(known, options):
     options = dict(options)
     names = options.pop("detectors", None)
     values = {"seed": SEED, "detectors": options.pop("settings", {})}
-    for key in ("workers", "batch_rows", "seed", "agent_id"):
+    for key in ("workers", "batch_rows", "seed", "agent_id", "filter"):
         if key in options:
             values[key] = options.pop(key)
     tunnels = options.pop("tunnels", [])
@@ -52,8 +56,10 @@ def run_engine(paths, **options):
     parts, decode = engine_parts(settings, known)
     sink = Memory([detector for detector, _, _ in parts])
     engine = Engine(parts, sink, decode, settings.workers, settings.batch_rows, settings.agent_id)
+    sieve = sieve_of(settings)
     for path in expand([paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        engine.run(open_capture(path, engine.block_frames, engine.hold))
+        source = open_capture(path, engine.block_frames, engine.hold)
+        engine.run(SimpleNamespace(name=source.name, blocks=partial(blocks_of, source, sieve)))
     engine.end()
     engine.ledger.delivered = sink.delivered
     assert not engine.ledger.imbalance()
@@ -64,7 +70,7 @@ def replay_bytes(paths, **options):
     """The JSON lines of a replay of a file, a directory or a list of them.
 
     options: detectors (names; default all), workers, batch_rows, tunnels (names, or True for all), seed (default 1),
-    agent_id, settings ({detector: {option: value}}), or a detector's name with its options: iqn={"n": 3}.
+    agent_id, filter, settings ({detector: {option: value}}), or a detector's name with its options: iqn={"n": 3}.
     """
     return run_engine(paths, **options)[1]
 

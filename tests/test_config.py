@@ -10,6 +10,7 @@ from dataplane.records import IP
 from detectors.base import CHOICE, COUNT, DURATION, FLAG, NUMBER, Detector, Option
 from qoetap import config
 from qoetap.durations import UNITS_NS, duration_text, parse_duration
+from qoetap.sizes import parse_size, size_text
 from tests.helpers import run
 
 DEFAULTS = Path(config.__file__).with_name("defaults.yaml")
@@ -108,6 +109,10 @@ def test_defaults_are_those_of_the_options(tmp_path):
         ("detectors: {toy: {mode: x}}", "site.yaml: detectors.toy.mode: should be 'slow' or 'fast', not 'x'"),
         ("detectors: 3", "site.yaml: detectors: must hold keys and values, not 3"),
         ("outputs: x", "site.yaml: outputs: must be a list, not 'x'"),
+        ("rotate_size: 1.5MiB", "site.yaml: rotate_size: write a size as a whole number and a unit"),
+        ("rotate_size: 2048TB", "site.yaml: rotate_size: write a size"),
+        ("rotate_size: 1125899906842625", "site.yaml: rotate_size: a size is at most 1048576GiB"),
+        ("rotate_every: 1w", "site.yaml: rotate_every: write a duration as a number and a unit (200ms, 3s, 2m, 1h)"),
         ("a: [", "site.yaml: line 1: not valid YAML"),
         ("- a", "site.yaml: must hold keys and values"),
         ("!!python/object:os.system {}", "site.yaml: line 1: not valid YAML"),
@@ -119,7 +124,8 @@ def test_what_is_wrong_is_one_sentence(tmp_path, text, sentence):
 
 def test_an_unknown_key_far_from_all_names_those_there_are(tmp_path):
     assert complaint("zzz: 1", tmp_path).endswith(
-        "; there are agent_id, workers, batch_rows, tunnels, seed, outputs, detectors"
+        "; there are agent_id, workers, batch_rows, tunnels, filter, seed, outputs, rotate_every, rotate_size, live, "
+        "detectors"
     )
 
 
@@ -149,6 +155,14 @@ def test_a_bad_assignment_is_refused(text):
 def test_empty_sections_are_the_defaults(tmp_path):
     texts = ("", "detectors:\n", "detectors:\n  toy:\n")
     assert len({loaded(text, tmp_path).model_dump_json() for text in texts}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("4096", 4096), ("256MiB", 1 << 28), ("1 GB", 10**9), ("3kB", 3000), ("7B", 7)]
+)
+def test_sizes(tmp_path, text, size):
+    assert loaded(f"rotate_size: {text}", tmp_path).rotate_size == size
+    assert parse_size(size_text(size)) == size
 
 
 def test_tunnels(tmp_path):

@@ -11,7 +11,7 @@ from dataplane.capture import open_capture
 from dataplane.engine import STAGES, Engine, age_ranges, delivery_order
 from dataplane.ledger import Ledger
 from dataplane.records import JIT, NEVER
-from dataplane.wire import decode_options
+from dataplane.wire import FILTERED, decode_options
 from pcaps.files import Record, pcap
 from pcaps.make import make
 from tests import packets as build
@@ -181,8 +181,8 @@ def test_books_of_damaged_times(folder):
 
 def balanced():
     ledger = Ledger()
-    ledger.seen, ledger.filtered, ledger.made = 10, 2, {"a.b": 5}
-    ledger.lists[0, 1], ledger.lists[1, 0], ledger.lists[1, 9] = 3, 4, 1
+    ledger.seen, ledger.made = 10, {"a.b": 5}
+    ledger.lists[0, 1], ledger.lists[0, FILTERED], ledger.lists[1, 0], ledger.lists[1, 9] = 3, 2, 4, 1
     ledger.delivered, ledger.queued, ledger.dropped = 3, 1, 1
     ledger.states = {"a": dict(created=7, expired=1, emergency=2, ended=3, live=1)}
     return ledger
@@ -193,7 +193,7 @@ def test_a_ledger_in_balance():
     assert ledger.imbalance() == []
     told = ledger.as_dict()
     assert told["balanced"]
-    assert told["packets"]["undecoded"] == {"not_ip": 3}
+    assert (told["packets"]["filtered"], told["packets"]["undecoded"]) == (2, {"not_ip": 3})
     assert told["packets"]["cut"] == {"short_transport_header": 1}
     assert json.loads(json.dumps(told)) == told
 

@@ -13,69 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataplane import sinks
-from dataplane.events import Events, Renderer, csv_header, csv_lines, json_lines
-from dataplane.records import NO_TIME, rows
-from dataplane.sinks import Queued, ReaderGone, SinkError, open_sink, sink_name
-from dataplane.sinks.base import Sink
-from detectors.base import Detector, EventType, Field, event_row
+from dataplane.events import csv_header, csv_lines
+from dataplane.sinks import ReaderGone, SinkError, open_sink, sink_name
+from dataplane.sinks.jsonl import JsonLines
 from tests.naive import events as naive
-
-FLOW = (
-    Field("start_ns", np.int64, "a time"),
-    Field("duration_ns", np.int64, "a duration"),
-    Field("bytes_toserver", np.int64, "bytes"),
-    Field("bytes_toclient", np.int64, "bytes"),
-    Field("lost", np.uint8, "a flag", "bool"),
-)
-LINK = (
-    Field("rtt_ms", np.float64, "ms", "float"),
-    Field("clock", np.uint64, "id", "hex"),
-    Field("why", np.uint8, "", ("a", "b")),
-)
-
-
-def detector(name, *types):
-    return Detector(name, 0, np.dtype([]), event_row(*types), types, (), None, None, None)
-
-
-DETECTORS = (
-    detector("flow", EventType("flow.record", FLOW, "a flow ended"), EventType("flow.short", FLOW[:1], "a short one")),
-    detector("link", EventType("link.rtt", LINK, "a round trip")),
-)
-START_NS = 1_700_000_000_000_000_000
-
-
-def batch(count, seed=0):
-    """Events of both detectors, taking turns."""
-    rng = np.random.default_rng(seed)
-    parts = [(d, rows(d.event, count - count // 2 if i == 0 else count // 2)) for i, d in enumerate(DETECTORS)]
-    for d, made in parts:
-        made.code = rng.integers(1, len(d.events) + 1, len(made))
-        made.ts = START_NS + rng.integers(0, 10**12, len(made))
-        made.src, made.dst = rng.integers(0, 256, (2, len(made), 16))
-        made.ip_version, made.proto = rng.choice([0, 4, 6], len(made)), rng.choice([1, 6, 17, 47, 58], len(made))
-        made.sport, made.dport, made.vlan = rng.integers(0, 3, (3, len(made)))
-        made.seq = rng.integers(0, 300, len(made))
-    flow, link = (made for _, made in parts)
-    flow.start_ns, flow.duration_ns = flow.ts - 5, np.where(rng.random(len(flow)) < 0.2, NO_TIME, 1_500_000)
-    flow.bytes_toserver, flow.bytes_toclient = rng.integers(0, 10**6, (2, len(flow)))
-    flow.lost = rng.integers(0, 2, len(flow))
-    link.rtt_ms, link.clock = rng.choice([1.5, np.nan, 3.25], len(link)), rng.integers(0, 2**63, len(link))
-    link.why = rng.integers(0, 3, len(link))
-    order = np.array([(k % 2, k // 2) for k in range(count)], np.int64).reshape(-1, 2)
-    return Events(parts, order, [(0, "a.pcap"), (200, "b,c.pcap")], "agent")
-
-
-def text_of(events, layout=json_lines):
-    return b"".join(bytes(text) for text, _ in Renderer(DETECTORS, layout).chunks(events))
-
-
-def deliver(spec, *batches):
-    sink = open_sink(str(spec), DETECTORS)
-    for events in batches:
-        sink.write(events)
-    sink.close()
-    return sink
+from tests.sinks import DETECTORS, batch, deliver, text_of
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
@@ -190,13 +132,13 @@ def test_an_unknown_output_names_the_nearest(spec, hint):
 
 def test_sinks_of_others_are_found_by_entry_point(monkeypatch):
     class Entry:
-        name = "kafka"
+        name = "amqp"
 
         def load(self):
             return lambda path, detectors: (path, detectors)
 
     monkeypatch.setattr(sinks, "entry_points", lambda group: [Entry()] if group == "qoetap.sinks" else [])
-    assert open_sink("kafka:broker:9092/qoe", DETECTORS) == ("broker:9092/qoe", DETECTORS)
+    assert open_sink("amqp:broker:5672/qoe", DETECTORS) == ("broker:5672/qoe", DETECTORS)
 
 
 def test_missing_pyarrow_says_what_to_install(monkeypatch, tmp_path):
@@ -259,6 +201,170 @@ def test_a_lost_parquet_footer_loses_the_file(tmp_path):
     assert (sink.delivered, sink.queued, sink.dropped) == (0, 0, 5)
 
 
+def live(path, *batches):
+    """As deliver, in live."""
+    sink = open_sink(str(path), DETECTORS, live=True)
+    for events in batches:
+        sink.write(events)
+    sink.close()
+    return sink
+
+
+def test_in_live_a_file_is_gone_on_with(tmp_path):
+    path = tmp_path / "out.jsonl"
+    live(path, batch(3))
+    live(path, batch(4))
+    assert path.read_bytes() == text_of(batch(3)) + text_of(batch(4))
+    deliver(path, batch(2))
+    assert path.read_bytes() == text_of(batch(2))
+
+
+@pytest.mark.parametrize("torn", [b"x", b'{"timestamp":"2026', b"y" * 100_000])
+@pytest.mark.parametrize("whole", [b"", b"{}\n"])
+def test_in_live_a_torn_last_line_is_cut_off(tmp_path, whole, torn):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(whole + torn)
+    live(path, batch(3))
+    assert path.read_bytes() == whole + text_of(batch(3))
+
+
+def test_in_live_csv_has_one_header(tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_bytes(csv_header(DETECTORS)[:20])
+    live(path, batch(3))
+    live(path, batch(4))
+    assert path.read_bytes() == csv_header(DETECTORS) + text_of(batch(3), csv_lines) + text_of(batch(4), csv_lines)
+
+
+def test_in_live_csv_of_other_columns_is_refused(tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(SinkError, match="out.csv has other columns, .*: move it away"):
+        live(path)
+    assert path.read_bytes() == b"a,b\n1,2\n"
+
+
+def test_in_live_a_file_of_no_lines_is_refused(tmp_path):
+    path = tmp_path / "out.json"
+    path.write_bytes(b"{}\n" + bytes(2 << 20))
+    with pytest.raises(SinkError, match="out.json is there already and holds no lines: give -o another name"):
+        live(path)
+    assert path.stat().st_size == 3 + (2 << 20)
+
+
+def test_in_live_a_file_has_one_writer(tmp_path):
+    path = tmp_path / "out.jsonl"
+    first = open_sink(str(path), DETECTORS, live=True)
+    with pytest.raises(SinkError, match="another process writes .*out.jsonl: give -o another name"):
+        live(path)
+    first.close()
+    live(path)
+
+
+def test_in_live_parquet_must_rotate(tmp_path):
+    with pytest.raises(SinkError, match="-o '.*/out-%Y%m%dT%H%M%S.parquet'"):
+        live(tmp_path / "out.parquet")
+    assert not any(tmp_path.iterdir())
+    live(tmp_path / "out-%s.parquet", batch(1))
+
+
+def test_in_live_devices_and_standard_output_are_written_as_they_are(capfdbinary):
+    for spec in ("jsonl:/dev/null", "csv:/dev/null", "null"):
+        assert live(spec, batch(2)).delivered == 2
+    live("-", batch(3))
+    assert capfdbinary.readouterr().out == text_of(batch(3))
+
+
+def test_in_live_a_pipe_needs_a_reader(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(SinkError, match="pipe: No such device or address; start its reader first"):
+        live(f"jsonl:{path}")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    live(f"jsonl:{path}", batch(3))
+    assert os.read(reader, 1 << 16) == text_of(batch(3))
+    os.close(reader)
+
+
+@pytest.mark.parametrize("command", ["reopen", "rotate"])
+def test_a_renamed_file_is_left_for_a_new_one(tmp_path, command):
+    """What logrotate does: rename, then HUP."""
+    path = tmp_path / "out.csv"
+    sink = open_sink(str(path), DETECTORS, live=True)
+    sink.write(batch(3))
+    path.rename(tmp_path / "out.csv.1")
+    sink.write(batch(2))
+    getattr(sink, command)()
+    sink.write(batch(4))
+    getattr(sink, command)()  # nobody renamed it
+    sink.write(batch(5))
+    sink.close()
+    head = csv_header(DETECTORS)
+    before = text_of(batch(3), csv_lines) + text_of(batch(2), csv_lines)
+    after = text_of(batch(4), csv_lines) + text_of(batch(5), csv_lines)
+    assert (tmp_path / "out.csv.1").read_bytes() == head + before
+    assert path.read_bytes() == head + after
+
+
+def test_a_file_that_cannot_be_opened_anew_is_tried_again(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    sink = open_sink(str(folder / "e.jsonl"), DETECTORS, live=True)
+    folder.rename(tmp_path / "away")
+    with pytest.raises(SinkError, match="No such file or directory"):
+        sink.reopen()
+    with pytest.raises(SinkError, match="No such file or directory"):
+        sink.write(batch(3))
+    folder.mkdir()
+    sink.write(batch(4))
+    sink.close()
+    assert (sink.delivered, sink.dropped) == (4, 3)
+    assert (folder / "e.jsonl").read_bytes() == text_of(batch(4))
+
+
+def test_a_file_that_was_full_goes_on_with_whole_lines(tmp_path):
+    path = tmp_path / "out.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sink = open_sink(str(path), DETECTORS, live=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        for _ in range(3):
+            with pytest.raises(SinkError, match="File too large"):
+                sink.write(batch(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    before = sink.delivered
+    sink.write(batch(7))
+    sink.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [bool(json.loads(line)) for line in lines] == [True] * (before + 7)
+    assert lines[before:] == text_of(batch(7)).splitlines(keepends=True)
+    assert sink.settled == 307
+
+
+def test_a_pipe_that_would_block_is_waited_for():
+    """Standard output may be shared with a process that made it non-blocking."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    sink = JsonLines("-", DETECTORS)
+    os.dup2(write, sink.output.fd)
+    os.set_blocking(sink.output.fd, False)
+    got = bytearray()
+
+    def drain():
+        while chunk := os.read(read, 1000):
+            got.extend(chunk)
+
+    reader = threading.Timer(0.1, drain)
+    reader.start()
+    sink.write(batch(400))
+    sink.close()
+    os.close(write)
+    reader.join()
+    os.close(read)
+    assert bytes(got) == text_of(batch(400))
+
+
 def test_a_closed_pipe_is_told_apart(tmp_path):
     read, write = os.pipe()
     sink = open_sink(f"jsonl:/dev/fd/{write}", DETECTORS)
@@ -268,97 +374,6 @@ def test_a_closed_pipe_is_told_apart(tmp_path):
         sink.write(batch(3))
     sink.close()
     assert sink.dropped == 3
-
-
-class Slow(Sink):
-    """Waits for `go` before each batch; fails where told."""
-
-    def __init__(self, fail_at=None):
-        super().__init__()
-        self.go, self.got, self.fail_at, self.closed = threading.Semaphore(0), [], fail_at, False
-
-    def put(self, events):
-        self.go.acquire()
-        if len(self.got) == self.fail_at:
-            raise OSError(28, "No space left on device")
-        self.got.append(text_of(events))
-        self.delivered += len(events.order)
-
-    def close(self):
-        self.closed = True
-
-
-def balanced(queued):
-    counts = queued.counts()
-    return counts.made == counts.delivered + counts.queued + counts.dropped
-
-
-def test_the_queue_keeps_a_copy_and_the_order():
-    slow = Slow()
-    queued = Queued(slow)
-    batches = [batch(5, seed) for seed in range(4)]
-    want = [text_of(b) for b in batches]
-    for events in batches:
-        queued.write(events)
-        for _, made in events.parts:
-            made.view(np.uint8)[:] = 0  # the engine uses its rows again
-        events.order[:] = 0
-        assert balanced(queued)
-    assert queued.counts().queued == 20
-    slow.go.release(4)
-    queued.flush()
-    assert queued.counts() == (20, 20, 0, 0)
-    queued.close()
-    assert slow.got == want
-    assert slow.closed
-
-
-def test_a_full_queue_drops_or_waits():
-    slow = Slow()
-    queued = Queued(slow, drop=True, limit_events=10)
-    for seed in range(4):
-        queued.write(batch(5, seed))
-    assert queued.counts() == (20, 0, 10, 10)
-    slow.go.release(2)
-    queued.close()
-    assert queued.counts() == (20, 10, 0, 10)
-
-    slow = Slow()
-    queued = Queued(slow, limit_events=10)
-    writer = threading.Thread(target=lambda: [queued.write(batch(5, seed)) for seed in range(4)], daemon=True)
-    writer.start()
-    writer.join(0.2)
-    assert writer.is_alive()
-    assert balanced(queued)
-    slow.go.release(4)
-    writer.join(10)
-    queued.close()
-    assert queued.counts() == (20, 20, 0, 0)
-
-
-def test_a_batch_beyond_the_limit_is_taken_alone():
-    slow = Slow()
-    slow.go.release(1)
-    queued = Queued(slow, limit_events=3)
-    queued.write(batch(5))
-    queued.close()
-    assert queued.counts() == (5, 5, 0, 0)
-
-
-def test_a_sink_that_fails_behind_the_queue_is_heard_and_counted():
-    slow = Slow(fail_at=1)
-    queued = Queued(slow)
-    for seed in range(4):
-        queued.write(batch(5, seed))
-    slow.go.release(2)
-    with pytest.raises(SinkError, match="No space left"):
-        queued.flush()
-    with pytest.raises(SinkError):
-        queued.write(batch(5))
-    assert queued.counts() == (25, 5, 0, 20)
-    with pytest.raises(SinkError):
-        queued.close()
-    assert slow.closed
 
 
 def test_head_ends_a_pipe_quietly():

@@ -10,6 +10,8 @@ import select
 import threading
 import time
 
+import numpy as np
+
 from dataplane.capture import interface
 from dataplane.capture.ring import Counts, Ring
 from dataplane.capture.source import CaptureError
@@ -56,7 +58,8 @@ class Port:
             for ring in rings:
                 ring.close()
             raise
-        self.rings, self.gone = rings, False
+        self.gone = False  # first: a worker leaves the rings of a port that is gone
+        self.rings = rings
 
     def look(self):
         """What has changed since the last time, as sentences."""
@@ -115,6 +118,7 @@ class Share:
     def __init__(self, ports, number, block_frames):
         self.ports, self.number = ports, number
         self.frames = rows(FRAME, block_frames)
+        self.times = np.asarray(self.frames)["ts"]
         self.margin_ns = RETIRES * max(port.options.retire_ms for port in ports) * 1_000_000
         self.last_ns, self.read_ns = 0, 0  # timestamp of the last packet, and the monotonic time when it was read
         self.stopping = None  # monotonic seconds at which that was asked for
@@ -150,8 +154,8 @@ class Share:
 
     def _shown(self, ring):
         block = ring.take(self.frames)
-        if len(block.frames):
-            self.last_ns, self.read_ns = int(block.frames[-1]["ts"]), time.monotonic_ns()
+        if count := len(block.frames):
+            self.last_ns, self.read_ns = int(self.times[count - 1]), time.monotonic_ns()
         return block
 
     def _leave_gone(self):

@@ -21,7 +21,7 @@ from dataplane.capture.fanout import BY_PAIR, assemble
 from dataplane.capture.source import Block, CaptureError, u16, u32
 from dataplane.kernels import Kernel
 from dataplane.memory import memory
-from dataplane.records import rows
+from dataplane.records import FRAME, rows
 
 SOL_PACKET = 263
 ADD_MEMBERSHIP, RX_RING, STATISTICS, VERSION, RESERVE, TIMESTAMP = 1, 5, 6, 10, 12, 17
@@ -122,6 +122,7 @@ class Ring:
         self.state, self.walk = rows(WALK, 1), Kernel(walk)
         row = self.state[0]
         row.linktype, row.big = linktype, BIG
+        self.walk(self.buf, rows(FRAME, 1), self.state)  # loads what is compiled
         self.block, self.shown = 0, False
         self.blocks = options.ring_bytes // options.block_bytes
         self.counts, self.walked, self.counting = Counts(), 0, threading.Lock()

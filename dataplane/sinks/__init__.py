@@ -11,11 +11,14 @@ from importlib.metadata import entry_points
 
 from dataplane.sinks.base import ReaderGone, Sink, SinkError
 from dataplane.sinks.queued import Queued
+from dataplane.sinks.rotating import Rotating, Rotation, rotates
 
-__all__ = ["Queued", "ReaderGone", "Sink", "SinkError", "open_sink", "sink_name"]
+__all__ = ["Queued", "ReaderGone", "Rotation", "Sink", "SinkError", "open_sink", "sink_name"]
 
-SINKS = ("jsonl", "csv", "parquet", "table", "null")  # names of the modules here
+SINKS = ("jsonl", "csv", "parquet", "table", "null", "kafka", "http")  # names of the modules here
+FILES = ("jsonl", "csv", "parquet")  # of them, those that write files
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+URLS = {"kafka": "kafka", "http": "http", "https": "http"}  # whose path is the whole address
 GROUP = "qoetap.sinks"
 
 
@@ -24,10 +27,14 @@ def _others():
 
 
 def sink_name(spec):
-    """(name, path) of an output: `-`, `null`, `table`, FILE by its suffix, or NAME:PATH. SinkError if there is none."""
+    """(name, path) of an output: `-`, `null`, `table`, FILE by its suffix, an address (kafka://, http://, https://),
+    or NAME:PATH. SinkError if there is none.
+    """
     if spec == "-":
         return "jsonl", "-"
     name, colon, path = spec.partition(":")
+    if path.startswith("//") and name in URLS:
+        return URLS[name], spec
     if spec in ("null", "table"):
         return spec, "-"
     if colon and (name in SINKS or name in _others()):
@@ -35,14 +42,22 @@ def sink_name(spec):
     suffix = os.path.splitext(spec)[1]
     if suffix in SUFFIXES:
         return SUFFIXES[suffix], spec
+    if path.startswith("//"):
+        raise SinkError(f"no output is called {spec!r}: addresses begin with {', '.join(f'{n}://' for n in URLS)}")
     near = difflib.get_close_matches(suffix or spec, [*SUFFIXES, "null", "table"], 1, 0.5)
     hint = f"did you mean {near[0]}" if near else f"end its name in one of {', '.join(SUFFIXES)}"
     raise SinkError(f"no output is called {spec!r}: {hint}, or name the sink: jsonl:{spec}")
 
 
-def open_sink(spec, detectors):
-    """Open the output `spec` (see sink_name) for the events of `detectors`. SinkError says what is wrong with it."""
-    name, path = sink_name(spec)
-    if name in SINKS:
-        return importlib.import_module(f"dataplane.sinks.{name}").SINK(path, tuple(detectors))
-    return _others()[name].load()(path, tuple(detectors))
+def open_sink(spec, detectors, live=False, rotation=None):
+    """Open the output `spec` (see sink_name) for the events of `detectors`. SinkError says what is wrong with it.
+
+    A file is overwritten, but with `live` gone on with; one with the time in its name begins anew by `rotation`.
+    """
+    (name, path), detectors = sink_name(spec), tuple(detectors)
+    if name not in SINKS:
+        return _others()[name].load()(path, detectors)
+    kind = importlib.import_module(f"dataplane.sinks.{name}").SINK
+    if name in FILES and rotates(path):
+        return Rotating(kind, path, detectors, rotation or Rotation())
+    return kind(path, detectors, append=True) if live and name in FILES else kind(path, detectors)

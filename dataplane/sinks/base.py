@@ -1,6 +1,5 @@
 """What a sink is: it takes events, says what became of them, and fails with one sentence. Knows no engine."""
 
-import contextlib
 import errno
 import os
 
@@ -20,6 +19,7 @@ ADVICE = {
     errno.EACCES: "give -o a place that you may write to",
     errno.EROFS: "give -o a place that you may write to",
     errno.EISDIR: "give -o the name of a file",
+    errno.ENXIO: "start its reader first",
 }
 
 
@@ -33,62 +33,47 @@ def sink_error(path, error):
 
 
 class Sink:
-    """Takes Events. Subclasses give `put` and, where they hold something back, `flush` and `close`.
+    """Takes Events. Subclasses give `put`, and of the others what they need.
 
-    Of the events written, `delivered` are out, `queued` wait inside and `dropped` are lost; `put` counts the first two.
+    Of the events written, `delivered` are out, `queued` wait inside and `dropped` are lost; `put` counts them, but for
+    those that it did not get to. All methods are called by one thread.
     """
 
-    path = ""
+    path = ""  # as sentences call the output
+    trouble = None  # a sentence about what is wrong now, though no call failed: a broker is away, say
+    rotation = None  # when a file is finished, where they are written one after the other
+    notes = ()  # sentences for the user about what was found when it was opened
 
     def __init__(self):
         self.delivered = self.queued = self.dropped = 0
 
     def write(self, events):
         """Deliver Events. SinkError if that fails; those not delivered are then counted as dropped."""
-        settled = self.delivered + self.queued
+        settled = self.settled
         try:
             self.put(events)
-        except OSError as error:
-            self.dropped += len(events.order) - (self.delivered + self.queued - settled)
-            raise sink_error(self.path, error) from error
+        except Exception as error:
+            self.dropped += len(events.order) - (self.settled - settled)
+            if isinstance(error, OSError):
+                raise sink_error(self.path, error) from error
+            raise
+
+    @property
+    def settled(self):
+        """Events whose fate is counted."""
+        return self.delivered + self.queued + self.dropped
 
     def put(self, events):
         raise NotImplementedError
 
-    def flush(self):
-        """Hand on what waits inside."""
+    def tick(self):
+        """About once a second, also while no events come."""
+
+    def reopen(self):
+        """The file may have been renamed: go on in a new one of the same name."""
+
+    def rotate(self):
+        """Finish the file at hand and begin the next."""
 
     def close(self):
-        """Flush and let go of the output; a second call does nothing."""
-
-
-class Output:
-    """A file or standard output (`-`), written without a buffer of its own. SinkError if it cannot be opened."""
-
-    def __init__(self, path):
-        self.path = "standard output" if path == "-" else path
-        try:
-            self.fd = os.dup(1) if path == "-" else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        except OSError as error:
-            raise sink_error(self.path, error) from error
-
-    def write(self, data):
-        """Write all of `data` (memoryview); an OSError's `written` says how many bytes were."""
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(self.fd, data[written:])
-        except OSError as error:
-            error.written = written
-            raise
-        return written
-
-    def cut(self, count):
-        """Take back the last `count` bytes, where the output is a file."""
-        with contextlib.suppress(OSError):
-            os.ftruncate(self.fd, os.lseek(self.fd, 0, os.SEEK_CUR) - count)
-
-    def close(self):
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+        """Hand on what waits inside and let go of the output; a second call does nothing."""

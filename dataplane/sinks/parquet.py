@@ -1,8 +1,11 @@
 """Parquet (pyarrow): the common columns, then `detector.field` of every detector, typed; null where there is no value.
 
-Event rows are gathered and written a row group at a time, so memory is bounded. The file is readable once closed.
+Event rows are gathered and written a row group at a time, so memory is bounded. The file is readable once closed: until
+then its events count as queued, and one that fails is lost.
 """
 
+import contextlib
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -98,12 +101,20 @@ def spread(array, valid):
 
 
 class Parquet(Sink):
-    def __init__(self, path, detectors):
+    """The file cannot be gone on with: `append` is refused."""
+
+    def __init__(self, path, detectors, append=False):
         super().__init__()
+        if append:
+            stem, suffix = os.path.splitext(path)
+            raise SinkError(
+                f"{path}: Parquet can be read only once its file is finished, so write one after the other, named by "
+                f"the time: -o '{stem}-%Y%m%dT%H%M%S{suffix}'"
+            )
         self.path, self.detectors = path, detectors
         self.index = {d.name: i for i, d in enumerate(detectors)}
         self.own = [(d, c) for d in detectors for c in own_columns(d)]
-        self.batches, self.latest, self.renderers = [], None, {}
+        self.batches, self.held, self.latest, self.renderers = [], 0, None, {}  # held: rows in batches
         self.schema = self._schema()
         try:
             self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
@@ -116,21 +127,46 @@ class Parquet(Sink):
             fields.append(pa.field(f"{d.name}.{c.name}", arrow_type(c, d.event), metadata={"help": c.help}))
         return pa.schema(fields, metadata={"schema_version": SCHEMA_VERSION})
 
+    @staticmethod
+    def mend(fd):
+        """True if a file that its writer did not finish can be read: then only its name was missing."""
+        try:
+            with os.fdopen(os.dup(fd), "rb") as file:
+                return pq.read_metadata(file).num_rows > 0
+        except (pa.ArrowInvalid, OSError):
+            return False
+
     def put(self, events):
+        if self.writer is None:
+            raise SinkError(f"{self.path} could not be finished")
         words, at = events.flat()
         detector = np.array([self.index[d.name] for d, _ in events.parts])[events.order[:, 0]]
         self.batches.append((words.copy() if len(events.parts) == 1 else words, at, detector))
         self.latest = events._replace(parts=[], order=None)
         self.queued += len(at)
-        if self.queued >= GROUP_ROWS:
-            self._write_group()
+        self.held += len(at)
+        if self.held >= GROUP_ROWS:
+            with self._or_lost():
+                self._write_group()
+
+    @contextlib.contextmanager
+    def _or_lost(self):
+        """What fails inside loses the file: without its footer it cannot be read."""
+        try:
+            yield
+        except Exception:
+            self.dropped, self.queued, self.batches = self.dropped + self.queued, 0, []
+            writer, self.writer = self.writer, None
+            with contextlib.suppress(Exception):
+                writer.close()
+            raise
 
     def _write_group(self):
         group = gather(self.batches)
         common = [self._common(group, c) for c in COMMON]
         own = [self._own(group, d, c) for d, c in self.own]
         self.writer.write_table(pa.Table.from_arrays(common + own, schema=self.schema))
-        self.delivered, self.queued, self.batches = self.delivered + self.queued, 0, []
+        self.batches, self.held = [], 0
 
     def _common(self, group, column):
         valid = present(group, column)
@@ -198,22 +234,17 @@ class Parquet(Sink):
         offsets = np.concatenate(ends).astype(np.int32)
         return pa.StringArray.from_buffers(len(lines), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
 
-    def flush(self):
-        """Nothing before the file is closed: row groups are not made smaller."""
-
     def close(self):
         if self.writer is None:
             return
         try:
-            if self.batches:
-                self._write_group()
-            self.writer.close()
-        except OSError as error:  # without its footer the file cannot be read
-            self.dropped += self.delivered + self.queued
-            self.delivered, self.queued, self.batches = 0, 0, []
+            with self._or_lost():
+                if self.batches:
+                    self._write_group()
+                self.writer.close()
+        except OSError as error:
             raise sink_error(self.path, error) from error
-        finally:
-            self.writer = None
+        self.delivered, self.queued, self.writer = self.delivered + self.queued, 0, None
 
 
 SINK = Parquet

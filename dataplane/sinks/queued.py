@@ -1,10 +1,15 @@
 """A bounded queue and a thread in front of a sink, so that rendering and writing do not hold up the packets."""
 
 import threading
+import time
 from collections import deque
 from typing import NamedTuple
 
+from dataplane.sinks.base import SinkError
+
 LIMIT_EVENTS = 65_536  # that wait at most; one larger batch is taken when none wait
+TICK_S = 1.0
+STALL_S = 2.0  # a sink that took nothing for so long is not waited for where dropping is allowed
 
 
 class Counts(NamedTuple):
@@ -17,17 +22,20 @@ class Counts(NamedTuple):
 
 
 class Queued:
-    """Copies events and hands them to `sink` in a thread, in order.
+    """Copies events and hands them to `sink` in a thread, in order. That thread makes all calls of the sink.
 
-    When the queue is full `write` waits, or with `drop` loses the batch. Once the sink has failed everything is dropped
-    and every call raises its error.
+    Without `drop`, `write` waits while the queue is full; once the sink has failed everything is dropped and every call
+    raises its error. With `drop`, no call raises and none waits: a batch is lost when the queue is full or when the
+    sink fails, and the next is tried again.
     """
 
     def __init__(self, sink, drop=False, limit_events=LIMIT_EVENTS):
         self.sink, self.drop, self.limit = sink, drop, limit_events
         self.made = self.waiting = self.lost = 0  # lost: dropped here, before the sink
         self.sent = (0, 0, 0)  # the sink's delivered, queued and dropped, after its last call
-        self.batches, self.closing, self.error = deque(), False, None
+        self.calls, self.error = deque(), None
+        self.closing = self.closed = self.left = False  # asked to; done; given up
+        self.patient_until = 0.0  # until then `write` waits although it may drop
         self.change = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="qoetap-sink", daemon=True)
         self.thread.start()
@@ -38,66 +46,135 @@ class Queued:
             delivered, queued, dropped = self.sent
             return Counts(self.made, delivered, self.waiting + queued, self.lost + dropped)
 
+    @property
+    def trouble(self):
+        """What is wrong now, in one sentence; None if nothing is. A failure is over when something is delivered."""
+        error, sink = self.error, self.sink
+        if error is None:
+            return sink and sink.trouble
+        return str(error) if self.left else f"{error}; events are dropped and counted until it can be written"
+
     def write(self, events):
-        """Take a copy of Events. Raises what the sink has failed with since."""
+        """Take a copy of Events. Without `drop`, raises what the sink has failed with since."""
         count = len(events.order)
         with self.change:
-            while not self.drop and self.error is None and self._full(count):
-                self.change.wait()
+            while not self.error_is_final and self._full(count) and self._may_wait():
+                if not self.change.wait(STALL_S):
+                    self.patient_until = 0.0
             self.made += count
-            if self.error is not None or self._full(count):
+            if self.error_is_final or self.closing or self._full(count):
                 self.lost += count
-                return self._check()
-            self.waiting += count
-            self.batches.append(events.copy())
-            self.change.notify_all()
+            else:
+                self.waiting += count
+                self._ask(self.sink.write, events.copy())
+            self._check()
 
-    def flush(self):
-        """Wait until nothing waits here, and flush the sink."""
+    def reopen(self):
+        """Ask the sink to open its file anew, in order with the events."""
         with self.change:
-            while self.waiting:
-                self.change.wait()
-            self._check()
-            self.sent = self._call(self.sink.flush)
-            self._check()
+            self._ask(self.sink.reopen)
 
-    def close(self):
-        """Deliver what waits, end the thread, close the sink."""
+    def rotate(self):
+        """Ask the sink to begin its next file, in order with the events."""
+        with self.change:
+            self._ask(self.sink.rotate)
+
+    def drain(self, seconds):
+        """From now on, for so long, `write` waits for room also with `drop`, while the sink takes something."""
+        with self.change:
+            self.patient_until = time.monotonic() + seconds
+
+    def finish(self):
+        """Take no more; what waits is delivered and the sink closed meanwhile."""
         with self.change:
             self.closing = True
             self.change.notify_all()
-        self.thread.join()
-        self.sent = self._call(self.sink.close)
+
+    def close(self, seconds=None):
+        """Finish and wait for that; after `seconds` give up: what is not delivered is dropped."""
+        self.finish()
+        self.thread.join(seconds)
+        if self.thread.is_alive():
+            self._leave(seconds)
         self._check()
+
+    @property
+    def error_is_final(self):
+        return self.error is not None and not self.drop
 
     def _full(self, count):
         return self.waiting > 0 and self.waiting + count > self.limit
 
+    def _may_wait(self):
+        return not self.closing and (not self.drop or time.monotonic() < self.patient_until)
+
     def _check(self):
-        if self.error is not None:
+        if self.error_is_final:
             raise self.error
 
+    def _ask(self, function, *args):
+        self.calls.append((function, *args))
+        self.change.notify_all()
+
+    def _leave(self, seconds):
+        """Give up a sink that hangs. Its thread may still be in it, but counts no more."""
+        with self.change:
+            if self.closed:
+                return
+            self.left, self.sent = True, (self.sink.delivered, 0, self.sink.dropped)
+            rest = self.made - sum(self.sent) - self.lost
+            self.waiting, self.lost = 0, self.lost + rest
+            self.error = SinkError(f"{self.sink.path} hangs: given up after {seconds:.1f} s, {rest:,} events dropped")
+
+    def _run(self):
+        due = time.monotonic() + TICK_S
+        while (call := self._next(due)) is not None:
+            if call:
+                self._do(*call)
+            if time.monotonic() >= due:
+                self._do(self.sink.tick)
+                due = time.monotonic() + TICK_S
+        if not self.left:
+            self._do(self.sink.close)
+            with self.change:
+                self.closed, self.sink = True, None
+
+    def _next(self, due):
+        """What to call next, () if nothing until `due`; None when closing and nothing is left."""
+        with self.change:
+            while not self.calls and not self.closing:
+                if (wait := due - time.monotonic()) <= 0:
+                    return ()
+                self.change.wait(wait)
+            return self.calls.popleft() if self.calls and not self.left else None
+
+    def _do(self, function, *events):
+        """Make a call of the sink, unless it is given up, and keep count."""
+        count = sum(len(e.order) for e in events)
+        given_up = self.error_is_final and function != self.sink.close
+        sent = self.sent if given_up else self._call(function, *events)
+        with self.change:
+            if not self.left:
+                self.sent = sent
+                self.waiting -= count
+                self.lost += count if given_up else 0
+            self.change.notify_all()
+
     def _call(self, function, *args):
-        """Call the sink and read its counts; its first failure is kept."""
+        """Call the sink and read its counts; its failure is kept, without `drop` the first one."""
+        before = self.sink.delivered
         try:
             function(*args)
         except Exception as error:  # whatever it is, the thread must live to count what is lost
-            self.error = self.error or error
+            if not self.left:
+                self.error = self._told(error) if self.drop else self.error or error
+        else:
+            if self.drop and self.sink.delivered > before:
+                self.error = None
         return self.sink.delivered, self.sink.queued, self.sink.dropped
 
-    def _next(self):
-        """The next batch, waiting for it; None when closing and none is left."""
-        with self.change:
-            while not self.batches and not self.closing:
-                self.change.wait()
-            return self.batches.popleft() if self.batches else None
-
-    def _run(self):
-        while (events := self._next()) is not None:
-            failed = self.error is not None
-            sent = self.sent if failed else self._call(self.sink.write, events)
-            with self.change:
-                self.sent = sent
-                self.waiting -= len(events.order)
-                self.lost += len(events.order) if failed else 0
-                self.change.notify_all()
+    def _told(self, error):
+        """The same without its traceback, which holds the batch."""
+        if isinstance(error, SinkError):
+            return type(error)(str(error))
+        return SinkError(f"{self.sink.path}: {type(error).__name__}: {error}")

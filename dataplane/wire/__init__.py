@@ -8,12 +8,14 @@ belongs to, as a bit set.
 import numpy as np
 from numba import njit
 
-from dataplane.records import CUT, FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, VLAN
+from dataplane.records import CUT, FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, UNWANTED, VLAN
 from dataplane.wire.application import ptp
 from dataplane.wire.common import common_ipv4, common_ipv6, decode_ipv4, decode_ipv6, udp_application, udp_kinds
 from dataplane.wire.fields import (
     DECODE,
     ETHERNET,
+    FILTERED,
+    LINK_TYPES,
     NOT_IP,
     OK,
     REASONS,
@@ -33,6 +35,8 @@ from dataplane.wire.tunnel import inner
 
 __all__ = [
     "DECODE",
+    "FILTERED",
+    "LINK_TYPES",
     "OK",
     "REASONS",
     "SHORT_TRANSPORT",
@@ -68,6 +72,10 @@ def start(frame, row):
 def decode(mem, frame, options, row):
     """Fill `row` from any frame, layer by layer; the bit set of lists (records.KINDS) it belongs to."""
     start(frame, row)
+    if frame.flags & UNWANTED:
+        row.flags = 0
+        stop(row, FILTERED)
+        return 0
     at, end = frame.offset, frame.offset + frame.caplen
     ethertype, at = link(mem, at, end, row, frame.linktype)
     if ethertype != T_IPV4:

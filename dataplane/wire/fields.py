@@ -19,13 +19,15 @@ REASONS = (
     "bad_ip_header",  # header length below 20, total length below the header, wrong version
     "short_extension_header",
     "short_transport_header",
+    "filtered",  # nothing is wrong and nothing was looked at
 )
 OK, NOT_IP, UNKNOWN_LINK, UNKNOWN_ETHERTYPE, NOT_ENTERED = range(5)
-SHORT_LINK, SHORT_IP, BAD_IP, SHORT_EXTENSION, SHORT_TRANSPORT = range(5, 10)
+SHORT_LINK, SHORT_IP, BAD_IP, SHORT_EXTENSION, SHORT_TRANSPORT, FILTERED = range(5, 11)
 
 # Link types (LINKTYPE_ registry)
 NULL, ETHERNET, RAW_BSD, RAW_OPENBSD, RAW = 0, 1, 12, 14, 101
 LOOP, SLL, IPV4_LINK, IPV6_LINK, SLL2 = 108, 113, 228, 229, 276
+LINK_TYPES = (NULL, ETHERNET, RAW_BSD, RAW_OPENBSD, RAW, LOOP, SLL, IPV4_LINK, IPV6_LINK, SLL2)  # all that are decoded
 
 # Ethertypes (IANA)
 T_IPV4, T_ARP, T_IPV6, T_PTP, T_NSH, T_CMD, T_BRIDGE = 0x0800, 0x0806, 0x86DD, 0x88F7, 0x894F, 0x8909, 0x6558

@@ -92,8 +92,8 @@ def balanced(queued):
     return counts.made == counts.delivered + counts.queued + counts.dropped
 
 
-def until(true, seconds=10, pause=0.002):
-    """Wait until true()."""
+def until(true, seconds=60, pause=0.002):
+    """Wait until true(); a kernel may have to be compiled meanwhile."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"

@@ -77,7 +77,7 @@ def test_a_full_queue_drops_or_waits():
     assert writer.is_alive()
     assert balanced(queue)
     slow.go.release(4)
-    writer.join(10)
+    writer.join(60)
     queue.close()
     assert queue.counts() == (20, 20, 0, 0)
 
@@ -119,21 +119,33 @@ def test_commands_come_in_order_with_the_events(monkeypatch):
     assert diary.calls == [5, "rotate", 4, "reopen", 3, "close"]
 
 
-def test_a_sink_ticks_without_events_and_under_load(monkeypatch):
+def test_a_sink_ticks_without_events(monkeypatch):
     monkeypatch.setattr(queued, "TICK_S", 0.01)
     diary = Diary()
     queue = Queued(diary)
     until(lambda: diary.calls.count("tick") >= 3)
-    ticks = diary.calls.count("tick")
-
-    def write():
-        queue.write(batch(1))
-        return diary.calls.count("tick") >= ticks + 3
-
-    until(write, pause=0)
     queue.close()
-    assert diary.calls[-1] == "close"
-    assert queue.counts().delivered == diary.calls.count(1) > 0
+
+
+def test_a_sink_ticks_while_events_wait(monkeypatch):
+    monkeypatch.setattr(queued, "TICK_S", 0.005)
+    go = threading.Event()
+
+    class Busy(Diary):
+        def put(self, events):
+            go.wait()
+            time.sleep(0.002)
+            super().put(events)
+
+    diary = Busy()
+    queue = Queued(diary)
+    for _ in range(20):
+        queue.write(batch(1))
+    go.set()
+    queue.close()
+    last = len(diary.calls) - diary.calls[::-1].index(1)
+    assert diary.calls[diary.calls.index(1) : last].count("tick") >= 3
+    assert (diary.calls.count(1), diary.calls[-1]) == (20, "close")
 
 
 @pytest.mark.parametrize("error", [full(), SinkError("cannot write x: No space left on device"), KeyError("odd")])
@@ -207,16 +219,16 @@ def test_a_sink_that_hangs_is_given_up(inside):
     for _ in range(100):
         queue.write(batch(5))
         assert balanced(queue)
-    assert time.monotonic() - started < 1  # nobody waits for it
+    assert time.monotonic() - started < 5  # nobody waits for it
     queue.close(0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     left = queue.counts()
     assert balanced(queue)
     assert (left.made, left.queued) == (500, 0)
     assert "hangs: given up after 0.2 s" in queue.trouble
     queue.write(batch(5))
     go.set()
-    queue.thread.join(10)
+    queue.thread.join(60)
     assert not queue.thread.is_alive()
     assert queue.counts() == (505, left.delivered, 0, left.dropped + 5)
 
@@ -234,7 +246,7 @@ def test_a_late_failure_of_one_given_up_changes_nothing():
     queue.close(0.1)
     said = queue.trouble
     go.set()
-    queue.thread.join(10)
+    queue.thread.join(60)
     assert (queue.trouble, queue.counts()) == (said, (5, 0, 0, 5))
 
 
@@ -266,7 +278,7 @@ def test_at_the_end_events_are_waited_for():
     writer = threading.Thread(target=lambda: [queue.write(batch(5, seed)) for seed in range(4)], daemon=True)
     writer.start()
     slow.go.release(4)
-    writer.join(10)
+    writer.join(60)
     queue.close()
     assert queue.counts() == (20, 20, 0, 0)
 
@@ -279,7 +291,7 @@ def test_at_the_end_a_sink_that_hangs_is_not_waited_for(monkeypatch):
     started = time.monotonic()
     for seed in range(20):
         queue.write(batch(5, seed))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert queue.counts() == (100, 0, 5, 95)
     slow.go.release(1)
     queue.close()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -64,8 +65,11 @@ def counts(sink):
     ],
 )
 def test_names_are_utc(template, want, monkeypatch):
-    monkeypatch.setenv("TZ", "America/New_York")
-    assert named(template, NOON_ns + 999) == want
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "EST+5")
+        time.tzset()
+        assert named(template, NOON_ns + 999) == want
+    time.tzset()
 
 
 @pytest.mark.parametrize(("name", "what"), [("e-%q.jsonl", "%q"), ("e%.jsonl", "%."), ("%Q-100%.csv", "%Q")])
@@ -141,7 +145,7 @@ def test_rotation_by_size_keeps_every_event(tmp_path, monkeypatch):
 def test_pieces_of_events_are_the_events(monkeypatch):
     monkeypatch.setattr(rotating, "SLICE_EVENTS", 7)
     events = batch(50)
-    parts = rotating.slices(events)
+    parts = list(rotating.slices(events))
     assert [len(part.order) for part in parts] == [7] * 7 + [1]
     assert b"".join(map(text_of, parts)) == text_of(events)
     assert sum(len(rows) for part in parts for _, rows in part.parts) == 50
@@ -252,6 +256,27 @@ def test_what_a_kill_left_is_finished_at_the_next_start(tmp_path, suffix, layout
     assert names(tmp_path) == [f".f-10.{suffix}.part", f"e-11-1.{suffix}"]
     assert (tmp_path / f"e-11-1.{suffix}").read_bytes() == head + text_of(batch(3), layout)
     assert sink.notes == (f"{tmp_path}/e-11-1.{suffix} holds what a process that was killed had written until then",)
+
+
+def test_a_file_that_is_finished_just_now_is_no_left_over(tmp_path, monkeypatch):
+    real = rotating.lock
+
+    def lock(fd, **unknown):
+        part.rename(tmp_path / "e-10.csv")
+        return real(fd, **unknown)
+
+    part = tmp_path / ".e-10.csv.part"
+    part.write_bytes(b"whole\nnot whole")
+    monkeypatch.setattr(rotating, "lock", lock)
+    sink, _ = jsonl(tmp_path, template="e-%H.csv", kind=Csv)
+    assert sink.notes == ()
+    assert (tmp_path / "e-10.csv").read_bytes() == b"whole\nnot whole"
+
+
+def test_what_is_left_over_and_cannot_be_finished_is_told(tmp_path):
+    (tmp_path / ".e-10.jsonl.part").mkdir()
+    sink, _ = jsonl(tmp_path, template="e-%H.jsonl")
+    assert sink.notes == (f"{tmp_path}/.e-10.jsonl.part was left unfinished and cannot be finished (Is a directory)",)
 
 
 def test_left_over_parquet_is_told_and_left(tmp_path):
@@ -462,10 +487,10 @@ def test_where_files_cannot_be_locked_none_is_taken_from_another(tmp_path, monke
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (tmp_path / ".e-1.jsonl.part").write_bytes(b"{}\n")
-    sink, _ = jsonl(tmp_path)
+    sink, _ = jsonl(tmp_path, template="e-%H.jsonl")
     sink.write(batch(3))
     sink.close()
-    assert names(tmp_path) == [".e-1.jsonl.part", "e-20260101T120000.jsonl"]
+    assert names(tmp_path) == [".e-1.jsonl.part", "e-12.jsonl"]
     open_sink(str(tmp_path / "plain.jsonl"), DETECTORS, live=True).close()
 
 
@@ -482,4 +507,5 @@ def test_a_new_file_that_was_taken_for_a_left_over_is_begun_anew(tmp_path, monke
     sink, _ = jsonl(tmp_path, template="e-%H.jsonl")
     sink.write(batch(3))
     sink.close()
-    assert sum(events_in(path) for path in tmp_path.iterdir()) == 3
+    assert len(calls) == 2
+    assert [events_in(path) for path in tmp_path.iterdir()] == [3]

@@ -101,8 +101,8 @@ def left_over(template):
 def slices(events):
     """Events in pieces of at most SLICE_EVENTS, which hold no more rows than they need."""
     if len(events.order) <= SLICE_EVENTS:
-        return [events]
-    return [piece(events, events.order[at : at + SLICE_EVENTS]) for at in range(0, len(events.order), SLICE_EVENTS)]
+        return (events,)
+    return (piece(events, events.order[at : at + SLICE_EVENTS]) for at in range(0, len(events.order), SLICE_EVENTS))
 
 
 def piece(events, order):
@@ -214,12 +214,15 @@ class Rotating(Sink):
     def _recover(self):
         """Finish what a process that was killed left behind; a sentence about each."""
         for part in left_over(self.path):
-            fd = os.open(part, os.O_RDWR)
             try:
-                if lock(fd, unknown=False):
-                    yield from self._finish_left(fd, part)
-            finally:
-                os.close(fd)
+                with open(part, "rb+", buffering=0) as file:
+                    fd = file.fileno()
+                    if lock(fd, unknown=False) and os.path.samestat(os.fstat(fd), os.stat(part)):
+                        yield from self._finish_left(fd, part)
+            except FileNotFoundError:
+                pass  # its writer has just finished it
+            except OSError as error:
+                yield f"{part} was left unfinished and cannot be finished ({error.strerror})"
 
     def _finish_left(self, fd, part):
         if not self.kind.mend(fd):

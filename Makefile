@@ -7,7 +7,8 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all:
 RUN := $(VENV)/bin/python -m
 DEBIAN := tshark tcpdump zstd
-CHECKED_TESTS = $(wildcard tests/test_*mutat*.py tests/test_*damage*.py tests/test_wire*.py tests/test_flowtable.py)
+CHECKED_TESTS = $(wildcard tests/test_*mutat*.py tests/test_*damage*.py tests/test_wire*.py tests/test_flowtable.py \
+  tests/test_bpf.py)
 
 .PHONY: help demo debian test lint golden defaults bench clean
 

@@ -5,13 +5,12 @@ are written as a pcapng (draft-ietf-opsawg-pcapng) whose comment is the event it
 """
 
 import struct
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from dataplane.kernels import Kernel
-from dataplane.records import rows
+from dataplane.records import FRAME, PACKET, rows
 
 KEPT = np.dtype(  # a packet that is kept
     [
@@ -28,7 +27,22 @@ KEPT = np.dtype(  # a packet that is kept
     ],
     align=True,
 )
+WANTED = np.dtype(  # whose packets are asked for
+    [
+        ("since", np.int64),  # ns
+        ("size", np.int64),  # bytes of both addresses, 0 where there are none
+        ("with_ports", np.int64),
+        ("ends", np.uint8, 32),  # source and destination as they follow each other in a packet
+        ("ends_back", np.uint8, 32),
+        ("sport", np.uint16),
+        ("dport", np.uint16),
+        ("proto", np.uint8),
+        ("ip_version", np.uint8),
+    ],
+    align=True,
+)
 PLACE = np.dtype([("next_row", np.int64), ("next_byte", np.int64), ("first_row", np.int64)], align=True)
+ROWS_LEAST = 64
 BYTES_A_ROW = 128  # room in the ring for each row: less than that is no packet worth keeping
 ICMP = (1, 58)
 ADDRESS_bytes = {4: 4, 6: 16}
@@ -67,21 +81,53 @@ def _free(kept, places, low, high):
         place.first_row += 1
 
 
-class Wanted(NamedTuple):
-    """Whose packets are asked for: the ends of an event."""
+@njit(nogil=True, cache=True)
+def find(kept, places, ring, wanted, found):
+    """Fill `found` with the numbers of the rows that `wanted` asks for, oldest first; how many."""
+    place, want, count = places[0], wanted[0], 0
+    for number in range(place.first_row, place.next_row):
+        row = kept[number % kept.size]
+        if row.ts < want.since or row.proto != want.proto or row.ip_version != want.ip_version:
+            continue
+        if _sent(ring, row, want, want.ends, want.sport, want.dport) or _sent(
+            ring, row, want, want.ends_back, want.dport, want.sport
+        ):
+            found[count] = number % kept.size
+            count += 1
+    return count
 
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    proto: int
-    ip_version: int
 
-    @classmethod
-    def of(cls, event):
-        size = ADDRESS_bytes.get(int(event["ip_version"]), 0)
-        src, dst = bytes(event["src"][:size]), bytes(event["dst"][:size])
-        return cls(src, dst, *(int(event[name]) for name in ("sport", "dport", "proto", "ip_version")))
+@njit(inline="always")
+def _sent(ring, row, want, ends, sport, dport):
+    """Whether the packet has these ends, source first."""
+    if want.with_ports and (row.sport != sport or row.dport != dport):
+        return False
+    start, same = row.at + row.source, 0
+    if row.source < 0 or start + want.size > ring.size:  # there are no addresses
+        return want.size == 0
+    while same < want.size and ring[start + same] == ends[same]:
+        same += 1
+    return same == want.size
+
+
+def wanted_of(event, since):
+    """WANTED row (1,): the packets between the ends of an event since a time."""
+    wanted, size = rows(WANTED, 1), ADDRESS_bytes.get(int(event["ip_version"]), 0)
+    ends = [event[name][:size] for name in ("src", "dst")]
+    for name in ("sport", "dport", "proto", "ip_version"):
+        wanted[name] = event[name]
+    wanted["ends"][0, : 2 * size], wanted["ends_back"][0, : 2 * size] = np.hstack(ends), np.hstack(ends[::-1])
+    wanted["since"], wanted["size"], wanted["with_ports"] = since, 2 * size, int(event["proto"]) not in ICMP
+    return wanted
+
+
+def rows_of_size(size):
+    return max(ROWS_LEAST, size // BYTES_A_ROW)
+
+
+def history_bytes(size):
+    """Memory that a History of `size` takes."""
+    return size + rows_of_size(size) * (KEPT.itemsize + 8)
 
 
 class History:
@@ -89,36 +135,24 @@ class History:
 
     def __init__(self, size):
         self.ring = np.zeros(size, np.uint8)
-        self.kept, self.places = rows(KEPT, max(64, size // BYTES_A_ROW)), rows(PLACE, 1)
-        self.keep = Kernel(keep)
+        self.kept, self.places = rows(KEPT, rows_of_size(size)), rows(PLACE, 1)
+        self.found = np.zeros(len(self.kept), np.int64)
+        self.keep, self.find = Kernel(keep), Kernel(find)
+        self.keep(self.ring[:1].copy(), rows(FRAME, 0), rows(PACKET, 0), self.ring, self.kept, self.places)
+        self.find(self.kept, self.places, self.ring, rows(WANTED, 1), self.found)  # both: loads what is compiled
 
     def watch(self, batch, block):
         """Keep the packets of a batch that was decoded."""
         self.keep(block.buf, block.frames, batch.packets[: batch.frames], self.ring, self.kept, self.places)
 
-    def packets(self, wanted, since):
-        """[(ts, linktype, len, bytes)] of the flow since `since` ns, in the order in which they came.
+    def packets(self, event, since):
+        """[(ts, linktype, len, bytes)] of the event's flow since `since` ns, in the order in which they came.
 
         ICMP and what has no address: all of that protocol between the two, or of all.
         """
-        first, after = int(self.places[0]["first_row"]), int(self.places[0]["next_row"])
-        found = np.asarray(self.kept)[np.arange(first, after) % len(self.kept)]
-        there = (found["ts"] >= since) & (found["proto"] == wanted.proto) & (found["ip_version"] == wanted.ip_version)
-        if wanted.proto not in ICMP:
-            there &= self._ports(found, wanted.sport, wanted.dport) | self._ports(found, wanted.dport, wanted.sport)
-        found = found[there]
-        if wanted.src:
-            found = found[self._between(found, wanted.src + wanted.dst) | self._between(found, wanted.dst + wanted.src)]
+        count = self.find(self.kept, self.places, self.ring, wanted_of(event, since), self.found)
+        found = np.asarray(self.kept)[self.found[:count]]
         return [(int(row["ts"]), int(row["linktype"]), int(row["len"]), self._bytes(row)) for row in found]
-
-    @staticmethod
-    def _ports(found, sport, dport):
-        return (found["sport"] == sport) & (found["dport"] == dport)
-
-    def _between(self, found, ends):
-        """Which rows have these two addresses, source first."""
-        at = np.minimum(found["at"] + found["source"], len(self.ring) - len(ends))
-        return (self.ring[at[:, None] + np.arange(len(ends))] == np.frombuffer(ends, np.uint8)).all(axis=1)
 
     def _bytes(self, row):
         return self.ring[row["at"] : row["at"] + row["caplen"]].tobytes()

@@ -21,10 +21,11 @@ STUCK_seconds = 30.0  # a worker that did nothing for so long is not healthy
 
 def ring_options(live):
     """RingOptions of the section `live`: whole pages a block, whole blocks a ring."""
+    for key, least in (("ring_size", RING_BLOCKS * PAGE_bytes), ("block_size", PAGE_bytes)):
+        if (size := getattr(live, key)) < least:
+            raise Exit(USAGE, f"live.{key}: {size} bytes are too few, take 64KiB or more")
     block = min(live.block_size, live.ring_size // RING_BLOCKS) // PAGE_bytes * PAGE_bytes
-    ring = live.ring_size // block * block if block else 0
-    if not ring:
-        raise Exit(USAGE, f"live.ring_size: {live.ring_size} bytes are too few, take 64KiB or more")
+    ring = live.ring_size // block * block
     retire_ms = max(1, live.retire // 1_000_000)
     hardware = live.hardware_timestamps
     return RingOptions(ring, block, retire_ms, live.promiscuous, live.outgoing, hardware)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from dataplane.events import Renderer, json_lines
-from dataplane.evidence import Wanted, pcapng
+from dataplane.evidence import pcapng
 from qoetap.exits import USAGE, Exit
 
 FILES_A_SECOND = 10
@@ -36,7 +36,7 @@ class Evidence:
         self.codes = {d.name: {c for c, t in enumerate(d.events, 1) if t.name in names} for d in detectors}
         self.renderer, self.lock = Renderer(detectors, json_lines), threading.Lock()
         self.written = self.skipped = 0
-        self.trouble, self.second, self.in_second = None, 0, 0
+        self.files_most, self.told, self.second, self.in_second = files_most, {}, 0, 0
         self.jobs = queue.Queue(WAITING)
         self.thread = threading.Thread(target=self._write, name="qoetap-evidence", daemon=True)
         self.thread.start()
@@ -51,10 +51,10 @@ class Evidence:
 
     def _keep(self, events, place, event, detector, history):
         with self.lock:
-            if not self._may():
-                self.skipped += 1
+            if why := self._bound():
+                self._skip(why)
                 return
-        packets = history.packets(Wanted.of(event), int(event["ts"]) - self.seconds_ns)
+        packets = history.packets(event, int(event["ts"]) - self.seconds_ns)
         with self.lock:
             one = events._replace(order=np.array([place]))
             text = b"".join(bytes(text) for text, _ in self.renderer.chunks(one)).decode().strip()
@@ -62,18 +62,26 @@ class Evidence:
         try:
             self.jobs.put_nowait((name, packets, text))
         except queue.Full:
-            self.skipped += 1
+            with self.lock:
+                self._skip(f"the disk is slow, {WAITING} files wait")
 
-    def _may(self):
-        """Whether one more file is within the bounds."""
+    def _bound(self):
+        """What keeps one more file from being written, None if nothing does."""
         second = int(time.monotonic())
         if second != self.second:
             self.second, self.in_second = second, 0
-        self.in_second += 1
-        if self.left <= 0 or self.in_second > FILES_A_SECOND:
-            return False
+        if self.left <= 0:
+            return f"no more than {self.files_most} files (live.write_files)"
+        if self.in_second >= FILES_A_SECOND:
+            return f"no more than {FILES_A_SECOND} files a second"
         self.left -= 1
-        return True
+        self.in_second += 1
+        return None
+
+    def _skip(self, why):
+        """Count an event that leaves none; each reason is said once."""
+        self.skipped += 1
+        self.told.setdefault(why, True)
 
     def _write(self):
         while (job := self.jobs.get()) is not None:
@@ -82,8 +90,8 @@ class Evidence:
                 self._write_file(name, pcapng(packets, text))
                 self.written += 1
             except OSError as error:
-                self.skipped += 1
-                self.trouble = f"--write {self.folder}: {error.strerror}; evidence is left out until it can be written"
+                with self.lock:
+                    self._skip(f"{self.folder}: {error.strerror}")
 
     def _write_file(self, name, data):
         """Under a name that is new; a file that is there is whole."""
@@ -97,9 +105,18 @@ class Evidence:
         os.rename(part, path)
 
     def troubles(self):
-        """What is wrong since the last call, as sentences."""
-        found, self.trouble = self.trouble, None
-        return [found] if found else []
+        """Why events left none, as far as that was not told yet, as sentences."""
+        with self.lock:
+            new = [why for why, fresh in self.told.items() if fresh]
+            self.told |= dict.fromkeys(new, False)
+        return [f"evidence: {why}; what is left out is counted" for why in new]
+
+    def summary(self):
+        """What there was, None if nothing."""
+        if not self.written + self.skipped:
+            return None
+        left = f", {self.skipped:,} events left none" if self.skipped else ""
+        return f"{self.written:,} files of evidence{left}"
 
     def close(self):
         """Write what waits."""

@@ -31,7 +31,7 @@ def inputs(args):
     if not paths:
         raise Exit(USAGE, "name a capture, a directory of captures, or - for standard input")
     for at, word in enumerate(paths):
-        if not args.read and FILTER_WORD.match(word) and not os.path.exists(word):
+        if FILTER_WORD.match(word) and not os.path.exists(word):
             raise Exit(USAGE, _no_file(paths[:at], word, " ".join(paths[at:])))
     try:
         return expand(paths)

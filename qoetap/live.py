@@ -5,9 +5,10 @@ import signal
 import time
 
 import detectors as registry
+from dataplane.capture import CaptureError, interface
 from dataplane.capture.bpf import compile_filter
 from dataplane.engine import Engine
-from dataplane.evidence import History
+from dataplane.evidence import History, history_bytes
 from qoetap import config, stats, warm
 from qoetap.agent import Agent, PAGE_bytes, ring_options
 from qoetap.doctor import available_bytes
@@ -51,13 +52,24 @@ def settings_of(args):
         raise Exit(USAGE, "live.interfaces: an interface is named twice")
     if settings.workers > 1 and settings.detectors.iqn.enabled and settings.detectors.iqn.pool == "client":
         raise Exit(USAGE, "detectors.iqn.pool: client needs workers: 1, for a client's flows go to different workers")
+    if args.on and not settings.live.write:
+        raise Exit(USAGE, "--on: say where evidence goes, with --write DIR")
     return settings, known
+
+
+def require_interfaces(settings):
+    """Exit if one is not there."""
+    try:
+        for name in settings.live.interfaces:
+            interface.require(name)
+    except CaptureError as error:
+        raise Exit(USAGE, str(error)) from error
 
 
 def require_memory(settings, known):
     """Bytes that rings and tables may come to use. Exit if that is more than there is."""
     rings = ring_options(settings.live).ring_bytes * settings.workers * len(settings.live.interfaces)
-    kept = settings.live.write_size if settings.live.write else 0
+    kept = settings.workers * history_bytes(history_size(settings)) if settings.live.write else 0
     need, there = rings + kept + most_bytes(settings, known, settings.workers), available_bytes()
     if there is not None and need > there:
         raise Exit(
@@ -71,10 +83,8 @@ def require_memory(settings, known):
 def announce(settings, known, rings, tables):
     running = config.chosen(settings, known)
     count = f"{settings.workers} worker" + "s" * (settings.workers > 1)
-    names = ", ".join(settings.live.interfaces)
-    say(
-        f"{names}: {len(running)} detectors, rings of {rings / MIB:.0f} MiB, tables up to {tables / MIB:.0f} MiB, {count}"
-    )
+    names, memory = ", ".join(settings.live.interfaces), f"{rings / MIB:.0f} MiB, tables up to {tables / MIB:.0f} MiB"
+    say(f"{names}: {len(running)} detectors, rings of {memory}, {count}")
     missing = warm.units(running)
     if missing:
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
@@ -84,10 +94,15 @@ def announce(settings, known, rings, tables):
 def filtering_of(settings):
     """What makes the kernel's filter for an interface: the expression, and how much of a packet is copied."""
 
-    def filtering(linktype, interface):
-        return compile_filter(settings.filter, linktype, settings.live.snaplen, interface)
+    def filtering(linktype, name):
+        return compile_filter(settings.filter, linktype, settings.live.snaplen, name)
 
     return filtering
+
+
+def history_size(settings):
+    """Bytes of packets that each worker keeps for evidence."""
+    return max(PAGE_bytes, settings.live.write_size // settings.workers)
 
 
 def outputs_of(settings, top=False):
@@ -135,7 +150,7 @@ class Live:
         settings, history = self.settings, None
         parts, options = engine_parts(settings, self.known, self.root, settings.workers)
         if self.evidence:
-            history = History(max(PAGE_bytes, settings.live.write_size // settings.workers))
+            history = History(history_size(settings))
         tap = Tap(self.outputs, self.evidence, history, self.top)
         return Engine(parts, tap, options, 1, settings.batch_rows, settings.agent_id), history and history.watch
 
@@ -270,6 +285,7 @@ def status_of(run, ledger):
 def live(args):
     """The command; its exit status."""
     settings, known = settings_of(args)
+    require_interfaces(settings)
     rings, tables = require_memory(settings, known)
     stats_file = open_stats(args.stats)
     announce(settings, known, rings, tables)
@@ -282,4 +298,6 @@ def live(args):
             with stats_file:
                 json.dump(stats_of(snapshot, run.agent), stats_file, indent=1, default=int)
         summarise(snapshot)
+        if run.evidence and (text := run.evidence.summary()):
+            say(text)
         return status_of(run, ledger)

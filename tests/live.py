@@ -16,6 +16,7 @@ from tests.packets import eth, icmp_echo, ipv4, udp
 ROOT = Path(__file__).resolve().parent.parent
 START_seconds, END_seconds, WAIT_seconds = 240, 15, 15  # kernels may have to be compiled before it listens
 REQUEST, REPLY = 8, 0  # ICMP
+ECHO_AT = 38  # identifier and sequence number, in a frame
 CLIENT, SERVER = "10.1.0.1", "198.18.0.1"
 
 
@@ -49,13 +50,14 @@ class Agent:
     """`qoetap live` in the namespace of `end`; events go to `output` in `folder`. Use it as a context.
 
     before: words in front of the command, such as setpriv's. Keywords: interfaces (default: the end's), spec of the
-    output (None: what the configuration says), detectors, environment (variables added), and those of Popen.
+    output (None: what the configuration says), detectors, environment (variables added), heard (the line that says that
+    it runs), and those of Popen.
     """
 
     def __init__(self, end, folder, *options, output="events.jsonl", before=(), python=sys.executable, **keywords):
         self.output, self.stats, self.said = Path(folder) / output, Path(folder) / "stats.json", []
         interfaces = [word for name in keywords.pop("interfaces", [end.interface]) for word in ("-i", name)]
-        spec = keywords.pop("spec", self.output)
+        spec, self.heard = keywords.pop("spec", self.output), keywords.pop("heard", "listening")
         words = ["live", *interfaces, *(["-o", spec] if spec else []), "--stats", self.stats]
         words += ["--detectors", keywords.pop("detectors", "flow,icmp_loop"), *options]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"} | keywords.pop("environment", {})
@@ -76,7 +78,7 @@ class Agent:
 
     def __enter__(self):
         try:
-            self.hear("listening", START_seconds)
+            self.hear(self.heard, START_seconds)
         except BaseException:
             self.__exit__()
             raise
@@ -170,6 +172,13 @@ def echo(number, kind=REQUEST, ident=1):
 def echoes(count, first=0):
     """`count` requests, each followed by its reply."""
     return [echo(n, kind) for n in range(first, first + count) for kind in (REQUEST, REPLY)]
+
+
+def many_echoes(count):
+    """The same for a large count, quickly made; their checksums are wrong."""
+    pair = [echo(0, kind) for kind in (REQUEST, REPLY)]
+    numbers = [n.to_bytes(4, "big") for n in range(count)]  # identifier and sequence number
+    return [frame[:ECHO_AT] + number + frame[ECHO_AT + 4 :] for number in numbers for frame in pair]
 
 
 def datagram(flow, back=False, size=18):

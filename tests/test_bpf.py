@@ -301,6 +301,7 @@ SENT = [tagged(1, 443), tagged(2, 443, 5), tagged(3, 443, 6), tagged(4, 53), tag
         ("vlan 5", [2, 5]),
         ("vlan and udp port 443", [2, 3]),
         ("vlan 6", [3]),
+        ("udp port 443 or (vlan and udp port 443)", [1, 2, 3]),
     ],
 )
 def test_live_filters_know_the_tags_that_the_kernel_took(root, link, expression, numbers):
@@ -311,6 +312,14 @@ def test_live_filters_know_the_tags_that_the_kernel_took(root, link, expression,
     in_file = Sieve(expression, LINK_TYPES)
     kept = passing(in_file, [(frame, len(frame), ETHERNET) for frame in SENT])
     assert [n for n, passes in enumerate(kept, 1) if passes] == numbers
+
+
+def test_without_the_word_vlan_live_filters_take_both(root, link):
+    """As tcpdump's do: the tag is gone when they run."""
+    end, expression = link.receiver, f"ether src {FROM_LAST} or udp port 443"
+    program = end.inside(compile_filter, expression, ETHERNET, 256, end.interface)
+    assert received(end, program, SENT, link.sender.socket()) == [1, 2, 3]
+    assert passing(Sieve("udp port 443", LINK_TYPES), [(f, len(f), ETHERNET) for f in SENT]) == [True] + [False] * 4
 
 
 def test_a_filter_can_wait_for_its_interface(root, link):

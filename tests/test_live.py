@@ -1,18 +1,46 @@
 """`qoetap live` in operation: events while it runs, time without packets, several interfaces, filters, HUP and USR1."""
 
+import contextlib
+import http.client
 import json
 import os
+import pty
+import select
+import shutil
 import signal
+import struct
+import subprocess
+import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
+from conftest import require
 
 from dataplane.records import CHECKED, JIT
 from qoetap.lab import Link
-from tests.live import REQUEST, Agent, Load, balanced, datagram, echo, echoes, events_in, second_pair, send, wait_until
+from tests.live import (
+    CLIENT,
+    REQUEST,
+    ROOT,
+    SERVER,
+    Agent,
+    Load,
+    START_seconds,
+    balanced,
+    datagram,
+    echo,
+    echoes,
+    events_in,
+    second_pair,
+    send,
+    wait_until,
+)
 from tests.packets import eth, ipv4, udp, vlan
 
 pytestmark = pytest.mark.skipif(not JIT or CHECKED, reason="a process of its own, which is always compiled")
+NOBODY = 65534
 AT_ONCE_seconds = 0.2  # from the wire to the file, though the machine is busy
 
 
@@ -86,7 +114,12 @@ def test_a_flow_whose_directions_come_in_on_two_interfaces(link, tmp_path, worke
 
 @pytest.mark.parametrize(
     ("expression", "passing"),
-    [(["vlan", "5"], {"vlan 5"}), (["not", "vlan"], {"icmp", "udp"}), (["icmp"], {"icmp"}), (["udp port 443"], {"udp"})],
+    [
+        (["vlan", "5"], {"vlan 5"}),
+        (["not", "vlan"], {"icmp", "udp"}),
+        (["icmp"], {"icmp"}),
+        (["udp port 443"], {"udp"}),
+    ],
 )
 def test_only_what_the_filter_lets_pass_is_seen(link, tmp_path, expression, passing):
     datagrams = {"udp": 443, "vlan 5": 5005, "vlan 6": 6006}  # a port for each, by which to know it
@@ -180,3 +213,184 @@ def test_usr1_finishes_the_file_at_hand(link, tmp_path):
     assert ended.status == 0
     counts = sorted(len(path.read_text().splitlines()) for path in tmp_path.glob("events-*.jsonl"))
     assert counts == [1, 4, 4, 4]  # the flow's record comes at the end
+
+
+# --- evidence, --top, metrics
+
+
+def comment_of(path):
+    """The comment of a pcapng's section, which is its first option (draft-ietf-opsawg-pcapng, 4.1)."""
+    data = path.read_bytes()
+    code, size = struct.unpack_from("=HH", data, 24)
+    assert code == 1
+    return data[28 : 28 + size].decode()
+
+
+def test_evidence_holds_the_packets_of_the_event_and_no_others(link, tmp_path, tshark):
+    folder = tmp_path / "evidence"
+    options = ("--write", folder, "--on", "icmp.rtt", "--set", "live.write_files=3")
+    with Agent(link.receiver, tmp_path, *options) as agent:
+        for n in range(5):
+            send(link.sender, [datagram(n), datagram(n, back=True), *echoes(1, n), datagram(n, size=900)])
+            agent.wait_for(n + 1, "icmp.rtt")
+            time.sleep(0.15)  # not too many a second
+        agent.hear("evidence: no more than 3 files (live.write_files)")
+        ended = agent.end()
+    balanced(ended, 25)
+    assert any("3 files of evidence, 2 events left none" in line for line in agent.said)
+    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    events = agent.events("icmp.rtt")[:3]
+    assert [path.name for path in files] == [f"icmp.rtt-{event['ts_ns']}.pcapng" for event in events]
+    for number, (path, event) in enumerate(zip(files, events), 1):
+        assert json.loads(comment_of(path)) == event
+        fields = [word for name in ("ip.src", "ip.dst", "icmp.type", "icmp.seq", "frame.len") for word in ("-e", name)]
+        command = [tshark, "-n", "-r", path, "-T", "fields", *fields]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = [line.split("\t") for line in done.stdout.splitlines()]
+        ends = [[CLIENT, SERVER, "8"], [SERVER, CLIENT, "0"]]
+        assert found == [[*ends[side], str(n), "74"] for n in range(number) for side in (0, 1)]
+
+
+def test_evidence_is_bounded_in_rate(link, tmp_path):
+    folder = tmp_path / "evidence"
+    with Agent(link.receiver, tmp_path, "--write", folder, "--on", "icmp.rtt") as agent:
+        send(link.sender, echoes(200))
+        agent.wait_for(200, "icmp.rtt")
+        agent.hear("a second")
+        ended = agent.end()
+    balanced(ended, 400)
+    written = len(list(folder.iterdir()))
+    assert 0 < written <= 20  # of ten a second, if a second ended meanwhile
+    assert any(f"{written} files of evidence, {200 - written} events left none" in line for line in agent.said)
+
+
+def read_while(master, condition):
+    """What comes out of a terminal until `condition(text)`."""
+    text, limit = "", time.monotonic() + 15
+    while not condition(text):
+        assert time.monotonic() < limit, text
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                text += os.read(master, 1 << 16).decode(errors="replace")
+            except OSError:  # its other side was closed
+                break
+    return text
+
+
+def test_top_draws_and_leaves_the_terminal_as_it_was(link, tmp_path):
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    environment = {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    with Agent(link.receiver, tmp_path, "--top", heard="1 worker", stdout=slave, environment=environment) as agent:
+        read_while(master, lambda text: "qoetap, up" in text)
+        send(link.sender, echoes(7))
+        drawn = read_while(master, lambda text: "icmp.rtt" in text and "198.18.0.1" in text)
+        agent.send(signal.SIGTERM)
+        drawn += read_while(master, lambda _: agent.process.poll() is not None)
+        drawn += read_while(master, lambda text: "\x1b[?1049l" in text or not select.select([master], [], [], 0.2)[0])
+        ended = agent.end(0)
+    assert ended.status == 0 and balanced(ended, 14)
+    assert "b0" in drawn and "14" in drawn and "delays, latest" in drawn
+    assert drawn.rstrip().endswith("\x1b[?25h") or "\x1b[?1049l" in drawn and "\x1b[?25h" in drawn
+    assert termios.tcgetattr(slave) == before
+    os.close(slave)
+    os.close(master)
+
+
+def answer(path, port):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        return reply.status, reply.read().decode()
+
+
+def test_metrics_are_served_where_it_runs(link, tmp_path):
+    subprocess.run(["ip", "-n", link.receiver.namespace, "link", "set", "dev", "lo", "up"], check=True)
+    with Agent(link.receiver, tmp_path, "--set", "live.metrics=127.0.0.1:9464") as agent:
+        send(link.sender, echoes(5))
+        agent.wait_for(5, "icmp.rtt")
+        status, page = link.receiver.inside(answer, "/metrics", 9464)
+        assert status == 200 and 'qoetap_interface_packets_received_total{interface="b0"} 10.0' in page
+        assert link.receiver.inside(answer, "/healthz", 9464) == (200, "ok\n")
+        link.receiver.down()
+        agent.hear("is down")
+        assert link.receiver.inside(answer, "/healthz", 9464) == (503, "b0 is down\n")
+        link.receiver.up()
+        agent.hear("up again")
+        assert link.receiver.inside(answer, "/healthz", 9464)[0] == 200
+        assert agent.end().status == 0
+
+
+# --- without privileges
+
+# In its namespace of mounts, folders that only root may look into are covered, and only what is needed shows through
+UNCOVER = """
+set -e
+mount -t tmpfs none /mnt
+for path in $PATHS; do mkdir -p /mnt$path; mount --bind $path /mnt$path; done
+for above in $ABOVE; do mount -t tmpfs -o mode=755 none $above; done
+for path in $PATHS; do mkdir -p $path; mount --bind /mnt$path $path; done
+exec "$@"
+"""
+
+
+def private_above(path):
+    """The outermost folder above a path that not everybody may look into, None if there is none."""
+    above = [folder for folder in reversed(Path(path).parents) if not folder.stat().st_mode & 0o001]
+    return above[0] if above else None
+
+
+def nobody(folder, capabilities):
+    """Words and variables that run a command as nobody with these capabilities; files go to `folder`."""
+    cache = folder / "cache"
+    shutil.copytree(os.environ["NUMBA_CACHE_DIR"], cache / Path(os.environ["NUMBA_CACHE_DIR"]).name)
+    for path in (cache, *cache.rglob("*"), folder):
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    folder.chmod(0o755)
+    needed = dict.fromkeys(map(str, (sys.base_prefix, sys.prefix, ROOT, folder)))
+    needed = {path: private_above(path) for path in needed}
+    covered = {path: above for path, above in needed.items() if above}
+    variables = {"PATHS": " ".join(covered), "ABOVE": " ".join({str(above) for above in covered.values()})}
+    variables |= {"QOETAP_CACHE_DIR": str(cache), "HOME": str(folder)}
+    drop = [f"--{kind}-caps=-all{capabilities}" for kind in ("inh", "ambient", "bounding")]
+    drop[2] = drop[2].replace("bounding-caps", "bounding-set")
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *drop]
+    return {"before": ["sh", "-c", UNCOVER, "sh", *user], "environment": variables}
+
+
+def test_it_runs_with_cap_net_raw_alone(link, tmp_path):
+    require(shutil.which("setpriv"), "setpriv is not installed (apt install util-linux)")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    how = nobody(folder, ",+net_raw")
+    options = ("--workers", 2, "--set", "live.hardware_timestamps=true", "--", "icmp")
+    with Agent(link.receiver, folder, *options, **how) as agent:
+        status = Path(f"/proc/{agent.pid}/status").read_text()
+        assert f"Uid:\t{NOBODY}\t" in status and "CapEff:\t0000000000002000" in status
+        sent = send(link.sender, echoes(10) + [datagram(1)]) - 1
+        agent.wait_for(10, "icmp.rtt")
+        ended = agent.end()
+    assert ended.status == 0
+    balanced(ended, sent)
+    assert any("hardware timestamps need CAP_NET_ADMIN" in line for line in agent.said)
+
+
+def test_without_cap_net_raw_it_says_what_to_do(link, tmp_path):
+    require(shutil.which("setpriv"), "setpriv is not installed (apt install util-linux)")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    agent = Agent(link.receiver, folder, **nobody(folder, ""))
+    try:
+        assert agent.process.wait(START_seconds) == 3
+    finally:
+        agent.__exit__()
+    assert "b0: capturing needs the privilege CAP_NET_RAW" in agent.said[-1]
+
+
+def test_hardware_timestamps_that_there_are_not(link, tmp_path):
+    with Agent(link.receiver, tmp_path, "--set", "live.hardware_timestamps=true") as agent:
+        agent.hear("b0: has no hardware timestamps, the kernel's are used")
+        send(link.sender, echoes(3))
+        agent.wait_for(3, "icmp.rtt")
+        assert agent.end().status == 0

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.capture.port import Port
+from dataplane.capture.ring import RingOptions
 from dataplane.records import CHECKED, JIT
 from qoetap.lab import Link
-from tests.live import Agent, Load, balanced, datagram, echo, echoes, events_in, send, wait_until
+from tests.live import Agent, Load, balanced, datagram, echoes, many_echoes, send, wait_until
 
 pytestmark = pytest.mark.skipif(not JIT or CHECKED, reason="a process of its own, which is always compiled")
 DRAIN_seconds = 10
@@ -64,15 +66,15 @@ def test_a_stopped_reader_loses_what_is_counted(link, tmp_path, workers, allowed
 
 
 def test_term_under_load_delivers_what_was_taken(link, tmp_path):
-    flows = [datagram(flow) for flow in range(60_000)]
+    flows = [datagram(flow) for flow in range(20_000)]
     with Agent(link.receiver, tmp_path, "--set", "live.loss_allowed=1") as agent, Load(link.sender, flows) as load:
-        wait_until(lambda: load.sent > 70_000)
+        wait_until(lambda: load.sent > 20_000)
         ended = agent.end()
     packets = ended.packets
     assert ended.status == 0 and ended.seconds < DRAIN_seconds
     balanced(ended, packets["seen"])
-    assert 60_000 < packets["processed"] == packets_in(agent.events("flow.end"))
-    assert len(agent.events("flow.end")) == ended.made >= 60_000
+    assert 20_000 < packets["processed"] == packets_in(agent.events("flow.end"))
+    assert len(agent.events("flow.end")) == ended.made >= 20_000
     assert ended.stats["ledger"]["events"]["dropped"] == 0
 
 
@@ -92,7 +94,7 @@ def test_a_second_term_ends_it_at_once(link, tmp_path):
 
 def test_killed_and_started_again_on_the_same_file(link, tmp_path):
     with Agent(link.receiver, tmp_path) as agent, Load(link.sender, echoes(500)):
-        agent.wait_for(20_000, "icmp")
+        wait_until(lambda: agent.output.stat().st_size > 1 << 21)
         agent.end(signal.SIGKILL)
     before = agent.output.read_bytes()
     whole = before[: before.rfind(b"\n") + 1]
@@ -148,6 +150,22 @@ def test_an_interface_vanishes_and_is_made_again(pair, tmp_path, workers):
     assert ended.status == 0
 
 
+def test_workers_see_new_rings_only_when_the_port_is_open(link):
+    """Else one could take the new ring for that of the interface that is gone, and close it."""
+
+    class Watched(Port):
+        def __setattr__(self, name, value):
+            assert name != "rings" or not any(value) or not self.gone
+            super().__setattr__(name, value)
+
+    port = link.receiver.inside(Watched, "b0", RingOptions(1 << 18, 1 << 16, 1))
+    port.gone = True
+    port.leave(0)
+    link.receiver.inside(port._open, port.index)
+    assert port.rings[0] and not port.gone
+    port.close()
+
+
 def test_an_interface_that_is_gone_at_the_end(pair, tmp_path):
     with Agent(pair.receiver, tmp_path) as agent:
         sent = send(pair.sender, echoes(20))
@@ -192,8 +210,7 @@ def test_a_slow_reader_does_not_hold_up_capture(link, tmp_path):
     taken = bytearray()
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     with Agent(link.receiver, tmp_path, spec=f"jsonl:{fifo}") as agent:
-        sent = send(link.sender, echoes(60_000))
-        assert agent.process.poll() is None
+        sent = send(link.sender, many_echoes(80_000))
         os.set_blocking(reader, True)
 
         def read():
@@ -201,7 +218,7 @@ def test_a_slow_reader_does_not_hold_up_capture(link, tmp_path):
                 taken.extend(data)
 
         late = threading.Thread(target=read)
-        time.sleep(2.5)
+        time.sleep(1.5)
         agent.send(signal.SIGTERM)
         late.start()
         ended = agent.end(0)
@@ -209,8 +226,8 @@ def test_a_slow_reader_does_not_hold_up_capture(link, tmp_path):
         os.close(reader)
     packets, events = balanced(ended, sent), ended.stats["ledger"]["events"]
     assert packets["dropped"]["kernel"] == 0
-    assert ended.made == 60_001 and events["queued"] == 0
-    assert events["dropped"] == ended.made - events["delivered"]
+    assert ended.made == 80_001 and events["queued"] == 0
+    assert 0 < events["dropped"] == ended.made - events["delivered"]
     lines = taken.splitlines()
     assert len(lines) == events["delivered"] and all(map(json.loads, lines))
 

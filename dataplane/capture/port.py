@@ -102,8 +102,8 @@ class Port:
 
     def stop(self):
         """Let nothing more in."""
-        for ring in self.rings:
-            if ring:
+        with self.lock:  # a worker may be leaving
+            for ring in filter(None, self.rings):
                 ring.stop()
 
     def close(self):
@@ -118,7 +118,7 @@ class Share:
     def __init__(self, ports, number, block_frames):
         self.ports, self.number = ports, number
         self.frames = rows(FRAME, block_frames)
-        self.times = np.asarray(self.frames)["ts"]
+        self.stamps = np.asarray(self.frames)["ts"]
         self.margin_ns = RETIRES * max(port.options.retire_ms for port in ports) * 1_000_000
         self.last_ns, self.read_ns = 0, 0  # timestamp of the last packet, and the monotonic time when it was read
         self.stopping = None  # monotonic seconds at which that was asked for
@@ -155,7 +155,7 @@ class Share:
     def _shown(self, ring):
         block = ring.take(self.frames)
         if count := len(block.frames):
-            self.last_ns, self.read_ns = int(self.times[count - 1]), time.monotonic_ns()
+            self.last_ns, self.read_ns = int(self.stamps[count - 1]), time.monotonic_ns()
         return block
 
     def _leave_gone(self):

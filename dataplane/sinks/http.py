@@ -143,7 +143,8 @@ def reason(error):
         return f"{error.verify_message}; SSL_CERT_FILE may name the authority"
     if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
         return f"that is no HTTP server ({type(error).__name__})"
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    said = str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return re.sub(r"^\[[^]]*\] | ?\(?_ssl\.c:\d+(: |\))", "", said)
 
 
 class Http(Sink):

@@ -11,6 +11,7 @@ README = HERE / "README.md"
 PACKAGES = ("dataplane", "detectors", "controlplane", "endhost", "qoetap", "pcaps")
 
 PLOT = ["dpkt", "matplotlib"]
+SINKS = ["pyarrow", "confluent-kafka"]
 EXTRAS = {
     "inline": ["NetfilterQueue"],  # needs Debian's libnetfilter-queue-dev
     "parquet": ["pyarrow"],
@@ -20,7 +21,7 @@ EXTRAS = {
     "browser": ["selenium", "mss", "Pillow"],
     "report": ["matplotlib"],
     "bench": ["scapy", "nfstream", *PLOT],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", "pyarrow", *PLOT],
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", *SINKS, *PLOT],
 }
 
 setup(

@@ -5,6 +5,7 @@ Exit 0; 1 if a reader failed, a packet is unaccounted for, or the soak's verdict
 """
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
@@ -20,6 +21,7 @@ from qoetap.exits import Exit
 from qoetap.lab import Link
 
 SENDERS = 2
+WARM_seconds = 1.0
 RESULTS = Path("bench/results")
 
 
@@ -59,10 +61,10 @@ def arguments(argv):
     return args
 
 
-def run(name, size, args):
+def run(name, size, seconds, args):
     """One reader under the load of all senders, as a dict."""
     contender = READERS[name]
-    options = ("--size", size, "--flows", args.flows, "--seconds", args.seconds)
+    options = ("--size", size, "--flows", args.flows, "--seconds", seconds)
     with tempfile.TemporaryDirectory() as folder, Link() as link:
         stats = Path(folder) / "stats.json"
         argv = contender.argv(link.receiver.interface, args.ring, stats)
@@ -93,7 +95,7 @@ def versions(results, names):
 def turn(results, name, size, args):
     """One run, as a list; empty, and a note, where it failed."""
     try:
-        done = run(name, size, args)
+        done = run(name, size, args.seconds, args)
     except RuntimeError as error:
         results["failed"][f"{name}, {size}"] = str(error)
         return []
@@ -101,9 +103,17 @@ def turn(results, name, size, args):
     return [done]
 
 
+def warm(names, args):
+    """A short turn for qoetap that does not count: kernels that are not compiled yet are compiled now."""
+    if "qoetap" in names:
+        with contextlib.suppress(RuntimeError):  # it is told of when it counts
+            run("qoetap", args.sizes[0], WARM_seconds, args)
+
+
 def measure(results, args):
     """Every size, in each round every reader once."""
     results["versions"] = versions(results, args.readers)
+    warm(results["versions"], args)
     for size in args.sizes:
         case = {name: [] for name in results["versions"]}
         for _ in range(args.rounds):

@@ -72,7 +72,7 @@ class Reader:
     """A command that reads packets on one End, and what it uses (proc(5)). RuntimeError: it fails."""
 
     def __init__(self, end, argv):
-        self.end, self.name = end, os.path.basename(str(argv[0]))
+        self.end = end
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed at the end of the block
         self.process = subprocess.Popen(end.command(*argv), stdout=self.said, stderr=subprocess.STDOUT, cwd=ROOT)
         self.proc = Path(f"/proc/{self.process.pid}")
@@ -88,9 +88,9 @@ class Reader:
         deadline = time.monotonic() + READY_seconds
         while not self.end.inside(is_capturing):
             if self.process.poll() is not None:
-                raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {self.text.strip()[-400:]}")
+                raise RuntimeError(f"the reader ended with {self.process.returncode}: {self.text.strip()[-400:]}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} does not capture: {self.text.strip()[-400:]}")
+                raise RuntimeError(f"the reader does not capture: {self.text.strip()[-400:]}")
             time.sleep(LOOK_seconds)
         time.sleep(2 * LOOK_seconds)
 
@@ -122,10 +122,10 @@ class Reader:
             time.sleep(0.01)
             ended, status, used = os.wait4(self.process.pid, os.WNOHANG)
         if not ended:
-            raise RuntimeError(f"{self.name} did not end within {STOP_seconds} s")
+            raise RuntimeError(f"the reader did not end within {STOP_seconds} s")
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode not in (DONE, LOST):
-            raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {self.text.strip()[-400:]}")
+            raise RuntimeError(f"the reader ended with {self.process.returncode}: {self.text.strip()[-400:]}")
         return used.ru_utime + used.ru_stime, used.ru_maxrss << 10
 
     def __enter__(self):

@@ -80,8 +80,9 @@ def replay_parser():
 def live_parser():
     parser = Parser(
         "live",
-        "Run the detectors on interfaces and write their events as they come, until TERM or INT ends it: what was taken\n"
-        "is still delivered. HUP reads the configuration anew and reopens outputs, USR1 rotates them. Needs CAP_NET_RAW.",
+        "Run the detectors on interfaces and write their events as they come, until TERM or INT ends it: then what\n"
+        "was taken is still delivered. HUP reads the configuration anew and reopens outputs, USR1 rotates them.\n"
+        "Needs the privilege CAP_NET_RAW.",
         (
             "qoetap live -i eth0 -o events.jsonl",
             "qoetap live -i eth0 -i eth1 --workers 2 -c site.yaml udp port 443 or icmp",

@@ -74,7 +74,7 @@ GENERAL = {  # key: (type, default, help)
     "outputs": (
         list[str],
         [],
-        "where events go, as with -o: FILE.jsonl, FILE.csv, FILE.parquet, table, null, - (stdout); none: table",
+        "where events go, as with -o: FILE.jsonl, kafka://HOST/TOPIC, https://HOST/PATH, table, - ...; none: table",
     ),
     "rotate_every": (
         Duration,
@@ -91,7 +91,7 @@ LIVE = {  # the section `live`, in the same form
     "ring_size": (Size, parse_size("64MiB"), "memory that a worker shares with the kernel, for each interface"),
     "block_size": (Size, parse_size("1MiB"), "of the ring's blocks: each is handed over when full"),
     "retire": (Duration, parse_duration("8ms"), "or after this: events are late by as much; whole milliseconds"),
-    "snaplen": (Annotated[int, Field(ge=96, le=SNAPLEN_MAX_bytes)], 256, "bytes of a packet that the kernel copies; 262144: all"),
+    "snaplen": (Annotated[int, Field(ge=96, le=SNAPLEN_MAX_bytes)], 256, "bytes taken of a packet; 262144: all"),
     "promiscuous": (bool, True, "packets for others too"),
     "outgoing": (bool, True, "packets that this host sends too"),
     "fanout": (Literal["pair", "flow"], "pair", "what stays with one worker: all between two hosts, or a flow by the "

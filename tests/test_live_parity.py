@@ -35,7 +35,7 @@ ADDRESSES = bytes.fromhex("020000000002020000000001")
 T_IPV4, T_IPV6 = 0x0800, 0x86DD
 CARRIED = {0: 4, 108: 4, 113: 16, 276: 20, 12: 0, 14: 0, 101: 0, 228: 0, 229: 0}  # bytes of other link layers
 TYPE_AT = {113: 14, 276: 0}  # where those have the ethertype
-PENDING_packets = 2000  # sent before those before were seen
+PENDING_packets = 300  # sent before those before were seen
 
 
 def on_the_wire(data, linktype):
@@ -101,7 +101,7 @@ class Receiver:
         self.times = collections.defaultdict(collections.deque)
         for ts, data in sent:
             self.times[data].append(ts)
-        ring = RingOptions(1 << 24, 1 << 20, 1)
+        ring = RingOptions(1 << 24, 1 << 17, 2)
         self.port = link.receiver.inside(Port, link.receiver.interface, ring, workers)
         self.engines, self.shares, self.sinks = [], [], []
         for number in range(workers):

@@ -4,6 +4,7 @@ Each worker is a thread with an engine and tables of its own; the kernel divides
 made the agent looks after it.
 """
 
+import gc
 import threading
 import time
 
@@ -92,6 +93,8 @@ class Agent:
         self.workers = [Worker(n, self.ports, *make_engine()) for n in range(settings.workers)]
 
     def start(self):
+        gc.collect()
+        gc.freeze()  # what is there stays: it need not be looked through while packets come
         for worker in self.workers:
             worker.start()
 

@@ -150,7 +150,7 @@ def announce(settings, known):
     running = config.chosen(settings, known)
     count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
     say(f"{len(running)} detectors, tables up to {most_bytes(settings, known) / MIB:.0f} MiB, {count}")
-    missing = warm.units(running, bool(settings.filter))
+    missing = warm.units(running, *["sieve.mark"] * bool(settings.filter))
     if missing:
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)

@@ -1,7 +1,7 @@
 """Compiling kernels before a run, one process per core, so that the first start is short and the rate means something.
 
 `python -m qoetap.warm UNIT...` is the child: it calls the kernels of each unit with nothing to do, numba keeps them.
-A unit is "batch.decode_stage", "render.render", "sieve.mark", or "loop.stage_" and the name of a detector.
+A unit is one of OTHERS, "render.render", or "loop.stage_" and the name of a detector.
 """
 
 import contextlib
@@ -14,8 +14,10 @@ import numpy as np
 import detectors as registry
 from dataplane.batch import Batch
 from dataplane.cache import cold, is_temporary
+from dataplane.capture.ring import WALK, walk
 from dataplane.capture.sieve import Sieve
 from dataplane.events import Events, Renderer, json_lines
+from dataplane.evidence import History
 from dataplane.records import FRAME, JIT, Block, rows
 from dataplane.runner import make_runners
 from dataplane.wire import decode_options
@@ -26,10 +28,9 @@ UNIT_SECONDS = 4  # about what one unit takes
 SMALL = 64  # rows and states: nothing is done with them
 
 
-def units(names, filtering=False):
-    """What is not compiled yet for these detectors, and to filter files; the slow first."""
-    needed = ["batch.decode_stage", "render.render", *(LOOP + name for name in names), *["sieve.mark"] * filtering]
-    return cold(needed) if JIT else []
+def units(names, *more):
+    """What is not compiled yet for these detectors, and of `more` units; the slow first."""
+    return cold(["batch.decode_stage", "render.render", *(LOOP + name for name in names), *more]) if JIT else []
 
 
 def seconds(missing):
@@ -84,15 +85,25 @@ def compile_detector(detector):
     runner.end(np.empty(0, np.int64), 0)
 
 
+def compile_walk():
+    walk(np.zeros(SMALL, np.uint8), np.zeros(SMALL, np.uint32), rows(FRAME, 0), rows(WALK, 1))
+
+
+OTHERS = {
+    "batch.decode_stage": compile_decode,
+    "sieve.mark": compile_sieve,
+    "ring.walk": compile_walk,
+    "evidence.keep": lambda: History(SMALL),
+}
+
+
 def main(names):
     known = registry.load_all()
     for name in names:
         if name.startswith(LOOP):
             compile_detector(known[name.removeprefix(LOOP)])
-        elif name == "batch.decode_stage":
-            compile_decode()
-        elif name == "sieve.mark":
-            compile_sieve()
+        elif name in OTHERS:
+            OTHERS[name]()
         else:
             compile_render(known)
 

@@ -199,10 +199,11 @@ def send(end, frames):
 
 
 class Load(threading.Thread):
-    """Sends `frames` again and again as fast as it can, at most `packets`, until the end of its context."""
+    """Sends `frames` again and again, at most `packets`, with a pause after each turn, until the end of its context."""
 
-    def __init__(self, end, frames, packets=sys.maxsize):
+    def __init__(self, end, frames, packets=sys.maxsize, pause_seconds=0.0):
         super().__init__(daemon=True)
+        self.pause_seconds = pause_seconds
         self.socket, self.frames, self.most, self.sent, self.stopped = end.socket(), frames, packets, 0, False
 
     def run(self):
@@ -214,15 +215,21 @@ class Load(threading.Thread):
                 if self.stopped:
                     break
             self.sent = sent
+            time.sleep(self.pause_seconds)
         self.sent = sent
+
+    def stop(self):
+        """How many were sent."""
+        self.stopped = True
+        self.join()
+        return self.sent
 
     def __enter__(self):
         self.start()
         return self
 
     def __exit__(self, *_):
-        self.stopped = True
-        self.join()
+        self.stop()
         self.socket.close()
 
 

@@ -329,6 +329,13 @@ def test_no_broker_at_the_start_is_one_sentence():
         open_sink("kafka://127.0.0.1:1/t", DETECTORS)
 
 
+def test_librdkafka_is_silent_unless_asked(cluster, capfd):
+    open_on(cluster).close()
+    assert capfd.readouterr() == ("", "")
+    open_on(cluster, FAST + "&debug=broker&log_level=7").close()
+    assert "%7|" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
@@ -348,6 +355,7 @@ def test_a_topic_that_cannot_be_written_is_said_at_the_start(cluster, code, sent
         ("kafka:h:9092/t", "write a Kafka output as kafka://HOST:9092"),
         ("kafka://user:pw@h/t", "kafka://...@h/t: credentials have no place in an address: write it into a file"),
         ("kafka://h:99999/t", "write a Kafka output as"),
+        ("kafka://h:/t?sasl.password=x pw@", "kafka://h:/t: write a Kafka output as"),
         ("kafka://h:9092", "'' is no name of a topic"),
         ("kafka://h/a b", "'a b' is no name of a topic"),
         ("kafka://h/t?linger.ms", "bad query field: 'linger.ms'"),

@@ -80,13 +80,12 @@ class Retimed(Share):
         super().__init__([port], number, rows)
         self.times, self.seen = times, 0
 
-    def _shown(self, ring):
-        block = super()._shown(ring)
+    def _note(self, block):
         for i in range(len(block.frames)):
             frame = block.frames[i]
             block.frames[i]["ts"] = self.times[bytes(block.buf[frame.offset : frame.offset + frame.caplen])].popleft()
         self.seen += len(block.frames)
-        return block
+        super()._note(block)
 
     def clock(self):
         return 0

@@ -209,7 +209,7 @@ def test_the_container_holds_the_packages():
     setup = (ROOT / "setup.py").read_text()
     packages = re.search(r"^PACKAGES = \((.*)\)$", setup, re.MULTILINE)[1]
     for name in re.findall(r'"(\w+)"', packages):
-        assert f"COPY {name} /src/{name}\n" in text
+        assert f"COPY {name} /src/{name}\n" in text or not list((ROOT / name).glob("*.py"))
     for words in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
         assert all((ROOT / name).exists() for name in words.split()[:-1]), words
     for extra in re.search(r"/src\[([\w,]+)\]", text)[1].split(","):

@@ -20,6 +20,7 @@ from dataplane.records import FRAME, rows
 IDLE_ms = 50  # without packets, so often time is passed on
 STOPPING_ms = 1
 STOP_seconds = 2.0  # what the kernel has counted is waited for so long at the end
+BUSY_packets, NAP_RETIRES = 2048, 2  # after so many at once it sleeps for so many retire times
 RETIRES = 2  # a packet is shown within so many retire times
 
 
@@ -124,6 +125,7 @@ class Share:
         self.stopping = None  # monotonic seconds at which that was asked for
         self.alive = time.monotonic()  # when it last did something
         self.polled, self.poller = [], select.poll()
+        self.taken, self.nap_seconds = 0, NAP_RETIRES * min(port.options.retire_ms for port in ports) / 1000
 
     def clock(self):
         """The capture's clock: since the last packet it has gone on as the monotonic clock has.
@@ -135,13 +137,16 @@ class Share:
     def blocks(self):
         """Blocks of all rings in turn, until `stop` and nothing is left."""
         while True:
-            rings = self._rings()
-            ready = [ring for ring in rings if ring.ready]
-            for ring in ready:
-                yield self._shown(ring)
-                ring.release()
+            taken = 0
+            for ring in self._rings():
+                block = ring.take(self.frames)
+                if len(block.frames):
+                    self._note(block)
+                    taken += len(block.frames)
+                    yield block
             self.alive = time.monotonic()
-            if not ready:
+            self.taken += taken
+            if not taken:
                 yield self.clock() if self.last_ns else 0
                 self._leave_gone()
                 rings = self._rings()
@@ -152,11 +157,9 @@ class Share:
     def _rings(self):
         return [ring for port in self.ports if (ring := port.rings[self.number])]
 
-    def _shown(self, ring):
-        block = ring.take(self.frames)
-        if count := len(block.frames):
-            self.last_ns, self.read_ns = int(self.stamps[count - 1]), time.monotonic_ns()
-        return block
+    def _note(self, block):
+        """A block was taken."""
+        self.last_ns, self.read_ns = int(self.stamps[len(block.frames) - 1]), time.monotonic_ns()
 
     def _leave_gone(self):
         for port in self.ports:
@@ -174,7 +177,14 @@ class Share:
         return time.monotonic() - self.stopping > STOP_seconds or all(ring.behind <= 0 for ring in rings)
 
     def _wait(self, rings):
-        """Sleep until a ring has something, time is to be passed on, or it is to end."""
+        """Sleep until a ring has something, time is to be passed on, or it is to end.
+
+        Where there was much, for a while at least: a pass has its price, whatever it takes.
+        """
+        taken, self.taken = self.taken, 0
+        if taken >= BUSY_packets and self.stopping is None:
+            time.sleep(self.nap_seconds)
+            return
         if rings != self.polled:
             self.polled, self.poller = rings, select.poll()
             for ring in rings:

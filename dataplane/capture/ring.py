@@ -1,8 +1,8 @@
 """A ring of packets shared with the kernel (packet(7), AF_PACKET TPACKET_V3): mapped, walked in place, never copied.
 
 The kernel fills blocks of the ring and hands each over when it is full or has waited for the retire time. A Ring is one
-socket on one interface; `take` shows the frames of the next block, `release` gives them back. Structures and numbers:
-linux/if_packet.h.
+socket on one interface; each `take` shows the frames of some blocks and gives back those of the one before. Structures
+and numbers: linux/if_packet.h.
 """
 
 import errno
@@ -38,13 +38,19 @@ VLAN_VALID, TPID_VALID = 0x10, 0x40
 TAG_bytes, ADDRESSES_bytes = 4, 12
 T_8021Q = 0x8100
 FRAME_bytes = 2048  # what the interface's definition asks for; frames of version 3 take what they need
+SHOWN_SHARE = 4  # of the ring's blocks, one in so many is shown at a time: the kernel needs room meanwhile
 BIG = int(sys.byteorder == "big")
 DROP_ALL = [(0x06, 0, 0, 0)]  # ret #0
 
 WALK = np.dtype(
     [
+        ("block", np.int64),  # number of the block at hand
         ("at", np.int64),  # next frame, in the ring
         ("left", np.int64),  # frames of the block that were not walked yet
+        ("shown", np.int64),  # blocks before it that are to be given back
+        ("most", np.int64),  # of which there may be so many
+        ("blocks", np.int64),
+        ("block_bytes", np.int64),
         ("linktype", np.int64),
         ("big", np.int64),
     ],
@@ -80,13 +86,40 @@ def put_tag_back(buf, at, tci, tpid):
     buf[tag], buf[tag + 1], buf[tag + 2], buf[tag + 3] = tpid >> 8, tpid & 255, tci >> 8, tci & 255
 
 
-@njit(nogil=True, cache=True)
-def walk(buf, frames, state):
-    """Fill `frames` with what is left of the block at hand; how many that were."""
-    mem, row = memory(buf), state[0]
+@njit
+def open_block(mem, row):
+    """Look for the next block that the kernel has handed over; False: there is none, or enough were shown."""
+    while row.left == 0:
+        start = row.block * row.block_bytes
+        if row.shown >= row.most or not u32(mem, start + STATUS_AT, row.big) & BLOCK_OURS:
+            return False
+        row.left, row.at = u32(mem, start + PACKETS_AT, row.big), start + u32(mem, start + FIRST_AT, row.big)
+        if row.left == 0:
+            leave_block(row)
+    return True
+
+
+@njit
+def leave_block(row):
+    """The block was walked to its end: it goes back to the kernel with the next call."""
+    row.shown += 1
+    row.block = (row.block + 1) % row.blocks
+
+
+@njit
+def give_back(words, row):
+    """Give the blocks that were shown back to the kernel."""
+    for i in range(row.shown):
+        block = (row.block - row.shown + i) % row.blocks
+        words[(block * row.block_bytes + STATUS_AT) >> 2] = 0
+    row.shown = 0
+
+
+@njit
+def walk_block(buf, mem, frames, first, count, row):
+    """Fill `count` of `frames` from `first` on with the next frames of the block at hand."""
     at, big = row.at, row.big
-    count = min(row.left, frames.size)
-    for n in range(count):
+    for n in range(first, first + count):
         frame, flags, offset = frames[n], u32(mem, at + FLAGS_AT, big), at + u16(mem, at + MAC_AT, big)
         length, captured = u32(mem, at + LENGTH_AT, big), u32(mem, at + CAPTURED_AT, big)
         if flags & VLAN_VALID:
@@ -98,7 +131,20 @@ def walk(buf, frames, state):
         frame.linktype, frame.flags = row.linktype, 0
         at += u32(mem, at + NEXT_AT, big)
     row.at, row.left = at, row.left - count
-    return count
+
+
+@njit(nogil=True, cache=True)
+def walk(buf, words, frames, state):
+    """Give back what the call before has shown, and fill `frames` with what is there; how many that were."""
+    mem, row, found = memory(buf), state[0], 0
+    give_back(words, row)
+    while found < frames.size and open_block(mem, row):
+        count = min(row.left, frames.size - found)
+        walk_block(buf, mem, frames, found, count, row)
+        found += count
+        if row.left == 0:
+            leave_block(row)
+    return found
 
 
 class Ring:
@@ -120,12 +166,12 @@ class Ring:
         self.words = np.frombuffer(self.map, np.uint32)
         self.buf = np.frombuffer(self.map, np.uint8)
         self.state, self.walk = rows(WALK, 1), Kernel(walk)
-        row = self.state[0]
-        row.linktype, row.big = linktype, BIG
-        self.walk(self.buf, rows(FRAME, 1), self.state)  # loads what is compiled
-        self.block, self.shown = 0, False
-        self.blocks = options.ring_bytes // options.block_bytes
         self.counts, self.walked, self.counting = Counts(), 0, threading.Lock()
+        row = self.state[0]
+        row.linktype, row.big, row.block_bytes = linktype, BIG, options.block_bytes
+        row.blocks = options.ring_bytes // options.block_bytes
+        self.take(rows(FRAME, 0))  # loads what is compiled
+        row.most = max(1, row.blocks // SHOWN_SHARE)
 
     def _prepare(self, program):
         """Set all options before the socket is bound, so that nothing unwanted comes."""
@@ -177,29 +223,11 @@ class Ring:
             raise CaptureError(f"{self.name}: fanout group {group} {why}: set live.fanout_group to another") from error
         return self.socket.getsockopt(SOL_PACKET, FANOUT) & 0xFFFF
 
-    @property
-    def ready(self):
-        """Whether the kernel has handed over a block, or one was not walked to its end."""
-        at = self.block * self.options.block_bytes + STATUS_AT
-        return bool(self.words[at >> 2] & BLOCK_OURS)
-
     def take(self, frames):
-        """Fill `frames` from the ring; the Block, valid until `release`. Only when `ready`."""
-        row = self.state[0]
-        if not self.shown:
-            start = self.block * self.options.block_bytes
-            row["at"] = start + int(self.words[start + FIRST_AT >> 2])
-            row["left"] = int(self.words[start + PACKETS_AT >> 2])
-            self.shown = True
-        count = self.walk(self.buf, frames, self.state)
+        """Fill `frames` from the ring; the Block, valid until the next call, without frames if there are none."""
+        count = self.walk(self.buf, self.words, frames, self.state)
         self.walked += count
         return Block(self.buf, frames[:count])
-
-    def release(self):
-        """Give the block back to the kernel if it was walked to its end."""
-        if self.shown and not self.state[0]["left"]:
-            self.words[self.block * self.options.block_bytes + STATUS_AT >> 2] = 0
-            self.block, self.shown = (self.block + 1) % self.blocks, False
 
     def count(self):
         """Bring `counts` up to date (the kernel forgets what it has told)."""

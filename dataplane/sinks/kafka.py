@@ -79,19 +79,20 @@ def parse(spec):
     scheme, _, rest = spec.partition("://")
     place, mark, query = rest.partition("?")
     brokers, _, topic = place.partition("/")
+    name = spec.partition("?")[0]  # without settings, which may be secrets
     if "@" in brokers:
         raise SinkError(f"kafka://...@{place.rpartition('@')[2]}: credentials have no place in an address: {CONFIG}")
     if scheme != "kafka" or not all(map(is_broker, brokers.split(","))):
-        raise SinkError(f"{spec}: {FORM}")
+        raise SinkError(f"{name}: {FORM}")
     if not TOPIC.fullmatch(topic) or topic in (".", ".."):
-        raise SinkError(f"{spec}: {topic!r} is no name of a topic (letters, digits, . _ -); {FORM}")
+        raise SinkError(f"{name}: {topic!r} is no name of a topic (letters, digits, . _ -); {FORM}")
     try:
         settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark)))
     except ValueError as error:
-        raise SinkError(f"{spec}: {error}; {FORM}") from None
+        raise SinkError(f"{name}: {error}; {FORM}") from None
     file = settings.pop("config", "")
-    for name in filter(SECRET.search, settings):
-        raise SinkError(f"kafka://{place}: {name} is a secret: {CONFIG}")
+    for secret in filter(SECRET.search, settings):
+        raise SinkError(f"{name}: {secret} is a secret: {CONFIG}")
     return Address(brokers, topic, settings, file)
 
 
@@ -151,7 +152,7 @@ def reason(error):
 
 
 class Silence:
-    """Takes librdkafka's log: what it says is also told to `error_cb`."""
+    """Takes librdkafka's log, which else goes to stderr: what matters is told to `error_cb` too."""
 
     def log(self, *_):
         pass
@@ -180,8 +181,9 @@ class Kafka(Sink):
 
     def _open(self, settings):
         """A producer. SinkError if librdkafka refuses the settings."""
+        log = {} if "debug" in settings else {"logger": Silence()}
         try:
-            return Producer(settings | {"error_cb": self._heard, "on_delivery": self._settle}, logger=Silence())
+            return Producer(settings | {"error_cb": self._heard, "on_delivery": self._settle}, **log)
         except KafkaException as error:
             raise SinkError(f"{self.path}: {reason(error.args[0])}") from error
         except (TypeError, ValueError) as error:
@@ -255,7 +257,7 @@ class Kafka(Sink):
 
     def put(self, events):
         """Hand Events to librdkafka. SinkError if it takes some not, which then are dropped."""
-        agent = events.agent_id.encode()
+        agent = events.agent_id.encode("utf-8", "replace")
         for text, ends in self.renderer.chunks(events):
             for key, value in records(text, ends, agent):
                 self._send(key, value)

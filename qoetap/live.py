@@ -155,11 +155,11 @@ class Live:
         return Engine(parts, tap, options, 1, settings.batch_rows, settings.agent_id), history and history.watch
 
     def run(self, signals):
-        """Until a signal ends it or a worker fails."""
+        """Until a signal ends it, a worker fails or nobody reads what it prints."""
         self.agent.start()
         self.notifier.ready()
         self._say("listening; TERM or INT ends it, HUP reads the configuration anew, USR1 rotates outputs")
-        while self.ended_by is None and not self.agent.failed:
+        while not (self.ended_by or self.agent.failed or self.outputs.deserted):
             self._hear(signals.next(LOOK_seconds))
             self._look()
 

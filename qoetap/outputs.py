@@ -12,7 +12,7 @@ from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink
 from dataplane.sinks.queued import Counts
 from qoetap.exits import USAGE, Exit
 
-DISCARD = "null"
+STDOUT = "-"
 DRAIN_SECONDS = 9.0  # for what waits at the end of a live run, which is to take 10 s at most
 LEAST_SECONDS = 1.0  # for closing, however long the rest took
 
@@ -62,6 +62,12 @@ class Outputs:
     def failed(self):
         """True when no output is left."""
         return not self.live and len(self.errors) == len(self.places)
+
+    @property
+    def deserted(self):
+        """True when all goes to standard output and nobody reads that any more."""
+        errors = [place.queued.error for place in self.places.values()]
+        return set(self.places) == {STDOUT} and all(isinstance(error, ReaderGone) for error in errors)
 
     def write(self, events):
         """Hand Events to every output; never raises, what is lost is counted."""

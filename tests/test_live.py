@@ -214,6 +214,14 @@ def test_usr1_finishes_the_file_at_hand(link, tmp_path):
     assert counts == [1, 4, 4, 4]  # the flow's record comes at the end
 
 
+def test_it_ends_when_nobody_reads_what_it_prints(link, tmp_path):
+    options = ("--set", "live.stats_every=100ms")
+    with Agent(link.receiver, tmp_path, *options, spec="-", stdout=subprocess.PIPE) as agent:
+        assert json.loads(agent.process.stdout.readline())["event_type"] == "stats"
+        agent.process.stdout.close()
+        assert agent.end(None).status == 0
+
+
 # --- evidence, --top, metrics
 
 

@@ -64,6 +64,7 @@ class Port:
 
     def look(self):
         """What has changed since the last time, as sentences."""
+        self.closing = [ring for ring in self.closing if not ring.close()]
         if self.gone:
             return self._return()
         if interface.index_of(self.name) != self.index:
@@ -76,7 +77,6 @@ class Port:
         return []
 
     def _return(self):
-        self.closing = [ring for ring in self.closing if not ring.close()]
         index = interface.index_of(self.name)
         if not index or any(self.rings):
             return []
@@ -144,6 +144,7 @@ class Share:
                     self._note(block)
                     taken += len(block.frames)
                     yield block
+                del block  # it holds the ring's memory
             self.alive = time.monotonic()
             self.taken += taken
             if not taken:

@@ -15,6 +15,7 @@ import dpkt
 import pytest
 
 from bench import frames, traffic
+from dataplane.records import JIT
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = traffic.Traffic(3_000, 1_000)
@@ -125,6 +126,7 @@ def test_head_is_the_first_packets(files):
     assert records(traffic.head(path, 10)) == records(path)[:10]
 
 
+@pytest.mark.skipif(not JIT, reason="a benchmark of interpreted code takes minutes and says nothing")
 def test_quick_run_reports_what_it_measured(tmp_path):
     env = {**os.environ, "QOETAP_BENCH_DIR": str(tmp_path / "files")}
     names = ["dpkt", "tcpdump"] if shutil.which("tcpdump") else ["dpkt"]

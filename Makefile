@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all:
 RUN := $(VENV)/bin/python -m
-DEBIAN := tshark tcpdump zstd
+DEBIAN := tshark tcpdump zstd iproute2:ip systemd:systemd-analyze  # package, or package:its command
 CHECKED_TESTS = $(wildcard tests/test_*mutat*.py tests/test_*damage*.py tests/test_wire*.py tests/test_flowtable.py \
   tests/test_bpf.py)
 
@@ -43,7 +43,8 @@ demo: $(VENV)/base
 	@echo "The events above are in demo/events.jsonl, one JSON object a line; counts and timings in demo/stats.json."
 
 debian:
-	@missing=; for tool in $(DEBIAN); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; for tool in $(DEBIAN); do \
+	  PATH="$$PATH:/usr/sbin:/sbin" command -v $${tool#*:} >/dev/null || missing="$$missing $${tool%:*}"; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
 	elif [ -n "$$missing" ]; then echo "missing, so their tests are skipped: $$missing (apt install$$missing)" >&2; fi

@@ -190,4 +190,5 @@ def render(words, lines, ops, origins, text, out):
             at = put_text(out, at, text, ops[pc, TAIL], ops[pc, TAIL_LEN])
             pc += 1
         lines[i, STOP] = at
+    memory[READY] = 0  # its last use: numba frees an array there, and `scratch` only borrowed it
     return at

@@ -93,16 +93,18 @@ class Engine:
             self.go_through(block, watch)
 
     def follow(self, blocks, watch=None):
-        """Live, with one worker: `blocks` yields a Block, or where none is ready the time by the capture's clock.
+        """Live, with one worker: `blocks` yields a Block, or where none is ready the ns since the last one.
 
         Then events are delivered at once and deadlines come without packets.
         """
+        then = 0  # by the capture's clock
         while (block := self.next_block(blocks)) is not None:
             if isinstance(block, int):
-                self.pass_time(block)
+                self.pass_time(then + block)
                 self.hand_on()
             else:
                 self.go_through(block, watch)
+                then = int(self.clock[0]["now"])
 
     def go_through(self, block, watch=None):
         """One block through decoding and all detectors, in tiles, by the calling thread."""

@@ -145,13 +145,15 @@ class History:
         """Keep the packets of a batch that was decoded."""
         self.keep(block.buf, block.frames, batch.packets[: batch.frames], self.ring, self.kept, self.places)
 
-    def packets(self, event, since):
-        """[(ts, linktype, len, bytes)] of the event's flow since `since` ns, in the order in which they came.
+    def packets(self, event, since, most_bytes):
+        """[(ts, linktype, len, bytes)] of the event's flow since `since` ns, in order: the last `most_bytes` of them.
 
         ICMP and what has no address: all of that protocol between the two, or of all.
         """
         count = self.find(self.kept, self.places, self.ring, wanted_of(event, since), self.found)
         found = np.asarray(self.kept)[self.found[:count]]
+        behind = np.cumsum(found["caplen"][::-1], dtype=np.int64)[::-1]  # bytes from each packet to the last
+        found = found[behind <= most_bytes]
         return [(int(row["ts"]), int(row["linktype"]), int(row["len"]), self._bytes(row)) for row in found]
 
     def _bytes(self, row):

@@ -77,12 +77,13 @@ class Agent:
         self.workers, self.ports, self.notes = [], [], []
         self.began = time.monotonic()
         try:
-            for name in live.interfaces:
+            for number, name in enumerate(live.interfaces):
                 options = ring_options(live)
                 if options.hardware and (why := use_hardware_timestamps(name)):
                     self.notes.append(why)
                     options = options._replace(hardware=False)
-                fanout = (live.fanout_group or 0, live.fanout == "flow")
+                group = live.fanout_group + number if live.fanout_group else 0  # a group belongs to one interface
+                fanout = (group, live.fanout == "flow")
                 self.ports.append(Port(name, options, settings.workers, filtering, fanout))
         except CaptureError as error:
             self.close()
@@ -95,6 +96,8 @@ class Agent:
     def start(self):
         gc.collect()
         gc.freeze()  # what is there stays: it need not be looked through while packets come
+        for port in self.ports:
+            port.begin()
         for worker in self.workers:
             worker.start()
 

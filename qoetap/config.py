@@ -54,6 +54,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _retire_time(ns):
+    if not 10**6 <= ns <= 10**8:
+        raise ValueError("must be from 1ms to 100ms")
+    return ns
+
+
 def _tunnel_list(value):
     if value == "all":
         return list(TUNNELS)
@@ -62,6 +68,7 @@ def _tunnel_list(value):
 
 Tunnels = Annotated[list[Literal[TUNNELS]], BeforeValidator(_tunnel_list)]
 Duration = Annotated[int, BeforeValidator(parse_duration)]
+Retire = Annotated[Duration, AfterValidator(_retire_time)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 GENERAL = {  # key: (type, default, help)
@@ -90,7 +97,8 @@ LIVE = {  # the section `live`, in the same form
     "interfaces": (list[str], [], "where to listen, as with -i"),
     "ring_size": (Size, parse_size("64MiB"), "memory that a worker shares with the kernel, for each interface"),
     "block_size": (Size, parse_size("1MiB"), "of the ring's blocks: each is handed over when full"),
-    "retire": (Duration, parse_duration("8ms"), "or after this: events are late by as much; whole milliseconds"),
+    "retire": (Retire, parse_duration("8ms"), "or after this, 1ms to 100ms: "
+               "events are late by as much"),
     "snaplen": (Annotated[int, Field(ge=96, le=SNAPLEN_MAX_bytes)], 256, "bytes taken of a packet; 262144: all"),
     "promiscuous": (bool, True, "packets for others too"),
     "outgoing": (bool, True, "packets that this host sends too"),
@@ -341,7 +349,7 @@ def _as_it_is(value):
     return value
 
 
-WRITTEN = {Duration: duration_text, Size: size_text}
+WRITTEN = {Duration: duration_text, Retire: duration_text, Size: size_text}
 
 
 def as_values(settings, detectors):

@@ -3,6 +3,7 @@
 Files are bounded in number and rate; what is left out is counted. A thread of its own writes them.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -15,7 +16,9 @@ from dataplane.evidence import pcapng
 from qoetap.exits import USAGE, Exit
 
 FILES_A_SECOND = 10
-WAITING = 32  # files that wait to be written at most
+WAITING = 16  # files that wait to be written at most
+FILE_MOST_bytes = 4 << 20  # of packets in a file: the latest
+CLOSE_seconds = 1.0
 
 
 class Evidence:
@@ -54,7 +57,7 @@ class Evidence:
             if why := self._bound():
                 self._skip(why)
                 return
-        packets = history.packets(event, int(event["ts"]) - self.seconds_ns)
+        packets = history.packets(event, int(event["ts"]) - self.seconds_ns, FILE_MOST_bytes)
         with self.lock:
             one = events._replace(order=np.array([place]))
             text = b"".join(bytes(text) for text, _ in self.renderer.chunks(one)).decode().strip()
@@ -100,9 +103,14 @@ class Evidence:
             number += 1
             path = os.path.join(self.folder, f"{name}-{number}.pcapng")
         part = f"{path}.part"
-        with open(part, "wb") as file:
-            file.write(data)
-        os.rename(part, path)
+        try:
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+            os.rename(part, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
 
     def troubles(self):
         """Why events left none, as far as that was not told yet, as sentences."""
@@ -119,6 +127,7 @@ class Evidence:
         return f"{self.written:,} files of evidence{left}"
 
     def close(self):
-        """Write what waits."""
-        self.jobs.put(None)
-        self.thread.join(5)
+        """Write what waits, as far as that goes quickly."""
+        with contextlib.suppress(queue.Full):
+            self.jobs.put(None, timeout=CLOSE_seconds)
+        self.thread.join(CLOSE_seconds)

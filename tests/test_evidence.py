@@ -107,7 +107,7 @@ def check(history, sent, size):
         room -= len(sent[surely].data)
     for event, ends in FLOWS:
         of_flow = [(n, (one.ts, 1, one.length, one.data)) for n, one in enumerate(sent) if one.ends == ends]
-        found = history.packets(event, 0)
+        found = history.packets(event, 0, 1 << 30)
         assert found == [packet for _, packet in of_flow][len(of_flow) - len(found) :]
         assert len(found) >= sum(n >= surely for n, _ in of_flow)
 
@@ -129,21 +129,21 @@ def test_small_packets_are_bounded_by_rows():
     frame = eth(ipv4(*HOSTS[4][:2], udp(1000, 443)))
     sent = [Sent(n, frame, len(frame), FLOWS[0][1]) for n in range(200)]
     engine.go_through(block_of(sent), history.watch)
-    assert [ts for ts, *_ in history.packets(FLOWS[0][0], 0)] == list(range(136, 200))
+    assert [ts for ts, *_ in history.packets(FLOWS[0][0], 0, 1 << 30)] == list(range(136, 200))
 
 
 def test_a_packet_larger_than_the_room_is_cut():
     history, engine = History(4096), engine_of("flow")
     frame = eth(ipv4(*HOSTS[4][:2], udp(1000, 443, bytes(6000))))
     engine.go_through(block_of([Sent(5, frame, len(frame), None)] * 3), history.watch)
-    assert history.packets(FLOWS[0][0], 0) == [(5, 1, len(frame), frame[:4096])]
+    assert history.packets(FLOWS[0][0], 0, 1 << 30) == [(5, 1, len(frame), frame[:4096])]
 
 
 def test_only_packets_since_a_time_are_given():
     history, engine = History(1 << 16), engine_of("flow")
     frame = eth(ipv4(*HOSTS[4][:2], udp(1000, 443)))
     engine.go_through(block_of([Sent(n, frame, len(frame), None) for n in range(10)]), history.watch)
-    assert [ts for ts, *_ in history.packets(FLOWS[0][0], 7)] == [7, 8, 9]
+    assert [ts for ts, *_ in history.packets(FLOWS[0][0], 7, 1 << 30)] == [7, 8, 9]
 
 
 def test_a_file_holds_what_was_given(tmp_path):

@@ -62,6 +62,7 @@ class Group:
 
     def __init__(self, link, workers):
         self.port = link.receiver.inside(Port, "b0", RING, workers)
+        self.port.begin()
         self.socket = link.sender.socket()
 
     def counts(self):

@@ -87,7 +87,7 @@ class Retimed(Share):
         self.seen += len(block.frames)
         super()._note(block)
 
-    def clock(self):
+    def elapsed(self, _now_ns):
         return 0
 
 
@@ -112,6 +112,7 @@ class Receiver:
             threading.Thread(target=engine.follow, args=(share.blocks(),))
             for engine, share in zip(self.engines, self.shares, strict=True)
         ]
+        self.port.begin()
         for thread in self.threads:
             thread.start()
 

@@ -59,15 +59,20 @@ def link_type(name):
 
 
 def missed(name):
-    """Frames that the interface itself has missed or dropped on reception so far; 0 where that is not known."""
-    total = 0
-    for counter in ("rx_missed_errors", "rx_fifo_errors", "rx_over_errors"):
-        try:
-            with open(f"/sys/class/net/{name}/statistics/{counter}") as file:
-                total += int(file.read())
-        except (OSError, ValueError):
-            continue
-    return total
+    """Frames that the interface itself has missed or dropped on reception so far; 0 where that is not known.
+
+    Drivers tell one loss under one or several of these names: the first that is not 0 counts.
+    """
+    counts = (_counter(name, counter) for counter in ("rx_missed_errors", "rx_fifo_errors", "rx_over_errors"))
+    return next(filter(None, counts), 0)
+
+
+def _counter(name, counter):
+    try:
+        with open(f"/sys/class/net/{name}/statistics/{counter}") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
 
 
 SIOCSHWTSTAMP, SIOCGHWTSTAMP = 0x89B0, 0x89B1

@@ -10,8 +10,6 @@ import select
 import threading
 import time
 
-import numpy as np
-
 from dataplane.capture import interface
 from dataplane.capture.ring import Counts, Ring
 from dataplane.capture.source import CaptureError
@@ -19,8 +17,10 @@ from dataplane.records import FRAME, rows
 
 IDLE_ms = 50  # without packets, so often time is passed on
 STOPPING_ms = 1
+EVERYTHING = [(0x06, 0, 0, 0xFFFFFFFF)]  # ret: the whole packet
 STOP_seconds = 2.0  # what the kernel has counted is waited for so long at the end
 BUSY_packets, NAP_RETIRES = 2048, 2  # after so many at once it sleeps for so many retire times
+NAP_MOST_seconds, NAP_RING_bytes = 0.02, 32 << 20  # and a smaller ring could be full by then
 RETIRES = 2  # a packet is shown within so many retire times
 
 
@@ -30,29 +30,30 @@ def total(counts):
 
 
 class Port:
-    """One interface, read by `workers`. CaptureError: it cannot be.
+    """One interface, read by `workers`, from `begin` on. CaptureError: it cannot be.
 
-    filtering(linktype, interface): the program of the expression, or None; fanout: (group or 0, by flow).
+    filtering(linktype, interface): the program of the expression, None: everything; fanout: (group or 0, by flow).
     """
 
     def __init__(self, name, options, workers=1, filtering=None, fanout=(0, False)):
         self.name, self.workers, self.fanout = name, workers, fanout
         self.past, self.missed_before = Counts(), interface.missed(name)
         self.missed, self.up, self.gone, self.gone_at, self.closing = 0, True, False, 0.0, []
-        index = interface.require(name)
-        self.linktype, loopback = interface.link_type(name)
-        # On a loopback every packet goes out and comes in: once is enough
-        self.options = options._replace(outgoing=options.outgoing and not loopback)
-        self.program = filtering(self.linktype, name) if filtering else None
+        self.options, self.filtering, self.told = options, filtering, []
         self.rings, self.lock = [None] * workers, threading.Lock()
-        self._open(index)
+        self._open(interface.require(name))
 
     def _open(self, index):
+        """Make the rings; they let nothing in before `begin`, when all have joined their group."""
         self.index, group, by_flow = index, *self.fanout
+        linktype, loopback = interface.link_type(self.name)
+        # On a loopback every packet goes out and comes in: once is enough
+        options = self.options._replace(outgoing=self.options.outgoing and not loopback)
+        self.program = self.filtering(linktype, self.name) if self.filtering else EVERYTHING
         rings = []
         try:
             for _ in range(self.workers):
-                rings.append(Ring(self.name, index, self.linktype, self.options, self.program))
+                rings.append(Ring(self.name, index, linktype, options))
                 if self.workers > 1 or group:
                     group = rings[-1].join(group, by_flow)
         except CaptureError:
@@ -62,9 +63,15 @@ class Port:
         self.gone = False  # first: a worker leaves the rings of a port that is gone
         self.rings = rings
 
+    def begin(self):
+        """Let packets in."""
+        for ring in filter(None, self.rings):
+            ring.begin(self.program)
+
     def look(self):
         """What has changed since the last time, as sentences."""
         self.closing = [ring for ring in self.closing if not ring.close()]
+        self.counts()  # the kernel's counters have 32 bits
         if self.gone:
             return self._return()
         if interface.index_of(self.name) != self.index:
@@ -83,8 +90,10 @@ class Port:
         try:
             self._open(index)
         except CaptureError as error:
-            self.gone = True
-            return [] if interface.index_of(self.name) != index else [str(error)]
+            self.gone, before, self.told = True, self.told, [str(error)]
+            return [] if interface.index_of(self.name) != index or self.told == before else self.told
+        self.begin()
+        self.told = []
         self.missed_before, self.up = interface.missed(self.name) - self.missed, interface.is_up(self.name)
         return [f"{self.name}: the interface is back"]
 
@@ -114,30 +123,31 @@ class Port:
 
 
 class Share:
-    """What worker `number` reads. Yields Blocks, each valid until the next, and when there is none the time."""
+    """What worker `number` reads. Yields Blocks, each valid until the next, and when there is none the ns since."""
 
     def __init__(self, ports, number, block_frames):
         self.ports, self.number = ports, number
         self.frames = rows(FRAME, block_frames)
-        self.stamps = np.asarray(self.frames)["ts"]
         self.margin_ns = RETIRES * max(port.options.retire_ms for port in ports) * 1_000_000
-        self.last_ns, self.read_ns = 0, 0  # timestamp of the last packet, and the monotonic time when it was read
+        self.read_ns = 0  # monotonic time when the last packet was read
         self.stopping = None  # monotonic seconds at which that was asked for
         self.alive = time.monotonic()  # when it last did something
         self.polled, self.poller = [], select.poll()
-        self.taken, self.nap_seconds = 0, NAP_RETIRES * min(port.options.retire_ms for port in ports) / 1000
+        long_enough = all(port.options.ring_bytes >= NAP_RING_bytes for port in ports)
+        self.taken, self.nap_seconds = 0, min(NAP_RETIRES * port.options.retire_ms for port in ports) / 1000
+        self.nap_seconds = min(self.nap_seconds, NAP_MOST_seconds) if long_enough else 0.0
 
-    def clock(self):
-        """The capture's clock: since the last packet it has gone on as the monotonic clock has.
+    def elapsed(self, now_ns):
+        """Nanoseconds since the last packet, at a monotonic time before which the rings were found empty.
 
         Packets that the kernel has not shown yet are not overtaken.
         """
-        return self.last_ns + time.monotonic_ns() - self.read_ns - self.margin_ns
+        return max(0, now_ns - self.read_ns - self.margin_ns)
 
     def blocks(self):
         """Blocks of all rings in turn, until `stop` and nothing is left."""
         while True:
-            taken = 0
+            taken, now_ns = 0, time.monotonic_ns()
             for ring in self._rings():
                 block = ring.take(self.frames)
                 if len(block.frames):
@@ -147,9 +157,9 @@ class Share:
                 del block  # it holds the ring's memory
             self.alive = time.monotonic()
             self.taken += taken
+            self._leave_gone()
             if not taken:
-                yield self.clock() if self.last_ns else 0
-                self._leave_gone()
+                yield self.elapsed(now_ns) if self.read_ns else 0
                 rings = self._rings()
                 if self._done(rings):
                     return
@@ -158,9 +168,9 @@ class Share:
     def _rings(self):
         return [ring for port in self.ports if (ring := port.rings[self.number])]
 
-    def _note(self, block):
+    def _note(self, _block):
         """A block was taken."""
-        self.last_ns, self.read_ns = int(self.stamps[len(block.frames) - 1]), time.monotonic_ns()
+        self.read_ns = time.monotonic_ns()
 
     def _leave_gone(self):
         for port in self.ports:
@@ -183,7 +193,7 @@ class Share:
         Where there was much, for a while at least: a pass has its price, whatever it takes.
         """
         taken, self.taken = self.taken, 0
-        if taken >= BUSY_packets and self.stopping is None:
+        if taken >= BUSY_packets and self.nap_seconds and self.stopping is None:
             time.sleep(self.nap_seconds)
             return
         if rings != self.polled:

@@ -148,17 +148,17 @@ def walk(buf, words, frames, state):
 
 
 class Ring:
-    """One socket on the interface `name`. CaptureError: it cannot be had.
+    """One socket on the interface `name`, to which nothing comes before `begin`. CaptureError: it cannot be had.
 
-    program: what the kernel lets pass (bpf.compile_filter), None: everything; linktype: of the interface's frames.
+    linktype: of the interface's frames.
     """
 
-    def __init__(self, name, index, linktype, options, program=None):
+    def __init__(self, name, index, linktype, options):
         self.name, self.options, self.index = name, options, index
         self.socket = self.map = None
         try:
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-            self._prepare(program)
+            self._prepare()
             self.socket.bind((name, ETH_P_ALL))
         except OSError as error:
             self.close()
@@ -173,7 +173,7 @@ class Ring:
         self.take(rows(FRAME, 0))  # loads what is compiled
         row.most = max(1, row.blocks // SHOWN_SHARE)
 
-    def _prepare(self, program):
+    def _prepare(self):
         """Set all options before the socket is bound, so that nothing unwanted comes."""
         options, blocks = self.options, self.options.ring_bytes // self.options.block_bytes
         self._set(VERSION, TPACKET_V3)
@@ -186,8 +186,7 @@ class Ring:
         ring = struct.pack("7I", size, blocks, FRAME_bytes, size // FRAME_bytes * blocks, options.retire_ms, 0, 0)
         self.socket.setsockopt(SOL_PACKET, RX_RING, ring)
         self.map = mmap.mmap(self.socket.fileno(), options.ring_bytes)
-        if program is not None:
-            attach(self.socket, program)
+        self.stop()
         if options.promiscuous:
             self.socket.setsockopt(SOL_PACKET, ADD_MEMBERSHIP, struct.pack("iHH8x", self.index, PROMISCUOUS, 0))
 
@@ -245,6 +244,10 @@ class Ring:
     def pardon(self):
         """Take notice of the socket's error, such as that the interface went down: it goes on when that is over."""
         return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def begin(self, program):
+        """Let in what `program` (bpf.compile_filter) lets pass."""
+        attach(self.socket, program)
 
     def stop(self):
         """Let nothing more in; what is in the ring stays to be taken."""

@@ -197,7 +197,7 @@ class Live:
     def _report(self):
         now, snapshot = time.monotonic(), self.agent.snapshot()
         values = stats.values_of(snapshot, self.before, now - self.reported)
-        self.agent.report(values, stats.as_events)
+        self.agent.report(stats.as_events(values, self.settings.agent_id))
         self.reported, self.before = now, snapshot
         text = stats.line(values, snapshot)
         self._say(text)

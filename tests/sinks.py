@@ -98,3 +98,20 @@ def until(true, seconds=60, pause=0.002):
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(pause)
+
+
+class Recorder(Sink):
+    """Writes down in `calls` what it is asked for besides events."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def reopen(self):
+        self.calls.append("reopen")
+
+    def rotate(self):
+        self.calls.append("rotate")
+
+    def close(self):
+        self.calls.append("close")

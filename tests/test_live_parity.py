@@ -80,12 +80,17 @@ class Retimed(Share):
         super().__init__([port], number, rows)
         self.times, self.seen = times, 0
 
-    def _note(self, block):
+    def blocks(self):
+        for block in super().blocks():
+            if not isinstance(block, int):
+                self._retime(block)
+            yield block
+
+    def _retime(self, block):
         for i in range(len(block.frames)):
             frame = block.frames[i]
             block.frames[i]["ts"] = self.times[bytes(block.buf[frame.offset : frame.offset + frame.caplen])].popleft()
         self.seen += len(block.frames)
-        super()._note(block)
 
     def elapsed(self, _now_ns):
         return 0

@@ -9,20 +9,19 @@ import pytest
 
 from dataplane.ledger import Ledger
 from dataplane.sinks import Queued, Rotation, SinkError, queued
-from dataplane.sinks.base import Sink
 from dataplane.sinks.queued import Counts
 from qoetap import outputs
 from qoetap.exits import USAGE, Exit
 from qoetap.outputs import Outputs, worst_succession
-from tests.sinks import DETECTORS, batch, text_of, until
+from tests.sinks import DETECTORS, Recorder, batch, text_of, until
 
 
-class Faulty(Sink):
+class Faulty(Recorder):
     """Delivers, unless it is told to fail or to hang."""
 
     def __init__(self, path):
         super().__init__()
-        self.path, self.failing, self.go, self.calls = path, False, threading.Event(), []
+        self.path, self.failing, self.go = path, False, threading.Event()
         self.go.set()
 
     def put(self, events):
@@ -30,15 +29,6 @@ class Faulty(Sink):
         if self.failing:
             raise OSError(28, "No space left on device")
         self.delivered += len(events.order)
-
-    def reopen(self):
-        self.calls.append("reopen")
-
-    def rotate(self):
-        self.calls.append("rotate")
-
-    def close(self):
-        self.calls.append("close")
 
 
 @pytest.fixture

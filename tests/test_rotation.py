@@ -291,30 +291,19 @@ def test_left_over_parquet_is_told_and_left(tmp_path):
     assert pq.read_table(tmp_path / "e-12.parquet").num_rows == 5
 
 
-class Full:
-    """Makes the file that a Rotating writes refuse to take more."""
-
-    def __init__(self, monkeypatch):
-        self.monkeypatch = monkeypatch
-
-    def __enter__(self):
-        def write(_output, _data):
-            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            error.written = 0
-            raise error
-
-        self.patch = self.monkeypatch.context()
-        self.patch.__enter__().setattr(Output, "write", write)
-
-    def __exit__(self, *_):
-        self.patch.__exit__(None, None, None)
+def refuse(_output, _data):
+    """Output.write on a full disk."""
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error.written = 0
+    raise error
 
 
 @pytest.mark.parametrize("kind", [JsonLines, Csv])
 def test_a_full_disk_costs_only_what_did_not_fit(tmp_path, monkeypatch, kind):
     sink, _ = jsonl(tmp_path, template="e-%H.csv", kind=kind)
     sink.write(batch(2))
-    with Full(monkeypatch):
+    with monkeypatch.context() as full:
+        full.setattr(Output, "write", refuse)
         for _ in range(2):
             with pytest.raises(SinkError, match="cannot write .*/e-%H.csv: No space left on device; free some space"):
                 sink.write(batch(3))

@@ -50,7 +50,10 @@ def require(name):
 
 def link_type(name):
     """(LINKTYPE_ number of its frames, whether it is a loopback). CaptureError: not one that qoetap reads."""
-    kind = struct.unpack_from("H", _request(name, SIOCGIFHWADDR))[0]
+    try:
+        kind = struct.unpack_from("H", _request(name, SIOCGIFHWADDR))[0]
+    except OSError as error:  # it has vanished meanwhile
+        raise CaptureError(f"{name}: cannot be asked for its kind ({error.strerror})") from error
     if kind in (ARPHRD_ETHER, ARPHRD_LOOPBACK):
         return ETHERNET, kind == ARPHRD_LOOPBACK
     if kind in ARPHRD_BARE_IP:

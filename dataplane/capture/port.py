@@ -151,7 +151,7 @@ class Share:
             for ring in self._rings():
                 block = ring.take(self.frames)
                 if len(block.frames):
-                    self._note(block)
+                    self.read_ns = time.monotonic_ns()
                     taken += len(block.frames)
                     yield block
                 del block  # it holds the ring's memory
@@ -167,10 +167,6 @@ class Share:
 
     def _rings(self):
         return [ring for port in self.ports if (ring := port.rings[self.number])]
-
-    def _note(self, _block):
-        """A block was taken."""
-        self.read_ns = time.monotonic_ns()
 
     def _leave_gone(self):
         for port in self.ports:

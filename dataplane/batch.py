@@ -108,16 +108,15 @@ def set_clock(frames, clock):
 
 
 class Scratch(NamedTuple):
-    """What fill needs besides: the lists of each row as bits, and row numbers of frames of one sort."""
+    """What fill needs besides: row numbers of one sort."""
 
-    kinds: np.ndarray  # uint8
     odd: np.ndarray  # uint32
     udp: np.ndarray
     some: np.ndarray
 
 
 def new_scratch(size):
-    return Scratch(zeros(size), *(zeros(4 * (size + 1)).view(np.uint32) for _ in Scratch._fields[1:]))
+    return Scratch(*(zeros(4 * (size + 1)).view(np.uint32) for _ in Scratch._fields))
 
 
 @njit
@@ -133,60 +132,67 @@ def fill_common(mem, frames, packets, options, scratch, first_seq):
             scratch.odd[n_odd] = i
             n_odd += np.uint64(1)
             continue
-        scratch.kinds[i], scratch.udp[n_udp] = 1 << IP, i
+        scratch.udp[n_udp] = i
         n_udp += np.uint64(wire.decode_ipv4(mem, frame, at, options, row))
     return np.int64(n_odd), np.int64(n_udp)
 
 
 @njit
-def fill_odd(mem, frames, packets, options, scratch, reasons, n_odd, n_udp):
-    """Decode the other frames; how many UDP packets there are then."""
+def fill_udp(mem, frames, packets, options, scratch, lists, counts, n_udp):
+    """Look into UDP packets among the common IPv4 frames, and list them."""
+    n_quic = n_some = np.uint64(0)
+    for j in range(n_udp):
+        i = scratch.udp[j]
+        row = packets[i]
+        lists[QUIC, n_quic] = scratch.some[n_some] = i
+        n_quic += np.uint64(row.sport == wire.HTTPS)
+        n_some += np.uint64(wire.asked(row))
+    counts[QUIC] = n_quic
+    for j in range(np.int64(n_some)):
+        i = scratch.some[j]
+        enlist(lists, counts, i, wire.udp_application(mem, frames[i], options, packets[i]))
+
+
+@njit
+def fill_odd(mem, frames, packets, options, scratch, lists, counts, reasons, n_odd):
+    """Decode the other frames, and list them behind those."""
     for j in range(n_odd):
         i = scratch.odd[j]
         frame, row = frames[i], packets[i]
         at = -1 if options.tunnels else wire.common_ipv6(mem, frame)
-        if at < 0:
-            kinds = wire.decode(mem, frame, options, row)
-            scratch.kinds[i] = kinds
-            reasons[1 if kinds else 0, row.reason] += 1
-            continue
-        scratch.kinds[i], scratch.udp[n_udp] = 1 << IP, i
-        n_udp += np.int64(wire.decode_ipv6(mem, frame, at, options, row))
-        reasons[1, wire.OK] += 1
-    return n_udp
+        kinds = wire.decode(mem, frame, options, row) if at < 0 else plain_ipv6(mem, frame, at, options, row)
+        reasons[1 if kinds else 0, row.reason] += 1
+        enlist(lists, counts, i, kinds)
 
 
 @njit
-def fill_udp(mem, frames, packets, options, scratch, n_udp):
-    """Look into UDP packets among the common frames."""
-    n_some = np.uint64(0)
-    for j in range(n_udp):
-        i = scratch.udp[j]
-        scratch.kinds[i], asked = wire.udp_kinds(packets[i])
-        scratch.some[n_some] = i
-        n_some += np.uint64(asked)
-    for j in range(np.int64(n_some)):
-        i = scratch.some[j]
-        scratch.kinds[i] |= wire.udp_application(mem, frames[i], options, packets[i])
+def plain_ipv6(mem, frame, at, options, row):
+    """The same as wire.decode for a common IPv6 frame."""
+    if not wire.decode_ipv6(mem, frame, at, options, row):
+        return 1 << IP
+    kinds = 1 << IP | (row.sport == wire.HTTPS) << QUIC
+    return kinds | (wire.udp_application(mem, frame, options, row) if wire.asked(row) else 0)
 
 
 @njit
-def list_kinds(scratch, lists, counts, n):
-    """Put the numbers of `n` rows into the lists of their kinds, in order."""
-    n_ip = n_quic = n_some = np.uint64(0)
-    for i in range(n):
-        kind = np.uint64(scratch.kinds[i])
-        lists[IP, n_ip] = lists[QUIC, n_quic] = scratch.some[n_some] = i
-        n_ip += kind & np.uint64(1)
-        n_quic += kind >> np.uint64(QUIC) & np.uint64(1)
-        n_some += np.uint64(kind >= np.uint64(1 << QUIC + 1))
-    counts[IP], counts[QUIC] = n_ip, n_quic
-    for j in range(np.int64(n_some)):
-        i = scratch.some[j]
-        for k in range(QUIC + 1, len(KINDS)):
-            if scratch.kinds[i] >> k & 1:
-                lists[k, counts[k]] = i
-                counts[k] += 1
+def enlist(lists, counts, i, kinds):
+    """Put row `i` into the lists in the bit set `kinds`."""
+    for k in range(IP + 1, len(KINDS)):
+        if kinds >> k & 1:
+            lists[k, counts[k]] = i
+            counts[k] += 1
+
+
+@njit
+def merge(numbers, middle, end, spare):
+    """Make two ascending runs, numbers[:middle] and numbers[middle:end], one."""
+    left, right, at = middle - 1, end - middle - 1, end - 1
+    for i in range(end - middle):
+        spare[i] = numbers[middle + i]
+    while right >= 0:
+        earlier = left < 0 or numbers[left] < spare[right]
+        numbers[at] = spare[right] if earlier else numbers[left]
+        left, right, at = left - (not earlier), right - earlier, at - 1
 
 
 @njit
@@ -197,12 +203,15 @@ def fill(buf, frames, options, packets, scratch, lists, counts, reasons, first_s
     of frame has a loop of its own: all in one would have a branch where no processor can guess.
     """
     counts[:] = 0
+    counts[IP] = frames.size
     settings, mem = options[0], memory(buf)
     n_odd, n_udp = fill_common(mem, frames, packets, settings, scratch, first_seq)
     reasons[1, wire.OK] += frames.size - n_odd
-    n_udp = fill_odd(mem, frames, packets, settings, scratch, reasons, n_odd, n_udp)
-    fill_udp(mem, frames, packets, settings, scratch, n_udp)
-    list_kinds(scratch, lists, counts, frames.size)
+    fill_udp(mem, frames, packets, settings, scratch, lists, counts, n_udp)
+    first_run = counts.copy()
+    fill_odd(mem, frames, packets, settings, scratch, lists, counts, reasons, n_odd)
+    for k in range(IP + 1, len(KINDS)):
+        merge(lists[k], first_run[k], counts[k], scratch.some)
     for j in range(counts[QUIC]):
         row = packets[lists[QUIC, j]]
         row.quic_client = wire.client_of(mem, settings, row)
@@ -228,7 +237,6 @@ def decode_stage(context, batch):
         b.clock = set_clock(frames, array_at(c.clock, 1, CLOCK))
     numbers = b.rows + 1
     scratch = Scratch(
-        array_at(c.kinds, b.rows, np.uint8),
         array_at(c.odd, numbers, np.uint32),
         array_at(c.udp, numbers, np.uint32),
         array_at(c.some, numbers, np.uint32),
@@ -253,6 +261,7 @@ class Batch:
     def __init__(self, size=BATCH_ROWS):
         self.packets = rows(PACKET, size)
         self.lists = zeros(4 * len(KINDS) * (size + 1)).view(np.int32).reshape(len(KINDS), size + 1)
+        self.lists[IP] = np.arange(size + 1)
         self.counts = zeros(8 * len(KINDS)).view(np.int64)
         self.reasons = zeros(16 * N_REASONS).view(np.int64).reshape(2, N_REASONS)
         self.views, self.frames = list(self.lists), 0

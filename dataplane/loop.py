@@ -214,9 +214,11 @@ def gather(packets, index, count, chosen, keys, control, params, turn):
     n, workers, worker = np.uint64(0), turn.workers, turn.worker
     for i in range(count):
         row = index[i]
-        k = key(packets[row], params)
+        pkt = packets[row]
+        k = key(pkt, params)
         chosen[n], keys[n] = row, k  # written always, counted if so: no branch to guess
-        n += np.uint64((k != np.uint64(0)) & (workers == 1 or worker_of(control, k, workers) == worker))
+        mine = workers == 1 or worker_of(control, k, workers) == worker
+        n += np.uint64((k != np.uint64(0)) & mine & (KIND != IP or pkt.hash != np.uint64(0)))
     return np.int64(n)
 
 

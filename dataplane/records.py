@@ -36,7 +36,8 @@ FRAME = np.dtype(
     align=True,
 )
 
-# Index lists that a batch holds, of packet rows by kind. QUIC: UDP from port 443, server to client
+# Index lists that a batch holds, of packet rows by kind. IP: all rows, of which those without a flow have no hash. QUIC:
+# UDP from port 443, server to client
 IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
 KINDS = ("ip", "quic", "echo", "ptp", "stream", "sandwich")
 
@@ -69,11 +70,11 @@ _PACKET = {  # name: (type, offset); one cache line that every packet fills, a s
     "flags": ("u4", 52),  # its high byte is `reason`
     "reason": ("u1", 55),  # where decoding stopped, wire.REASONS
     "proto": ("u1", 56),  # IP protocol number after extension headers
-    "ip_version": ("u1", 57),  # 4, 6 or 0
-    "tos": ("u1", 58),  # ToS or traffic class
-    "tcp_flags": ("u1", 59),
-    "first_byte": ("u1", 60),  # of the UDP payload
-    "ttl": ("u1", 61),
+    "ttl": ("u1", 57),
+    "ip_version": ("u1", 58),  # 4, 6 or 0
+    "tos": ("u1", 59),  # ToS or traffic class
+    "tcp_flags": ("u1", 60),
+    "first_byte": ("u1", 61),  # of the UDP payload
     "vlan": ("u2", 62),  # outermost VLAN id, 0 none
     "ports": ("u4", 48),  # both ports, and the eight bytes from `proto` on, as one word: to clear them
     "small": ("u8", 56),
@@ -121,6 +122,11 @@ PACKET = np.dtype(
         "itemsize": 128,
         "aligned": True,
     }
+)
+
+TTL_BIT, VERSION_BIT, TOS_BIT, TCP_FLAGS_BIT, FIRST_BYTE_BIT, VLAN_BIT = (  # where a field begins in `small`
+    8 * (_PACKET[name][1] - _PACKET["small"][1])
+    for name in ("ttl", "ip_version", "tos", "tcp_flags", "first_byte", "vlan")
 )
 
 # A decoded batch, by the addresses of its arrays

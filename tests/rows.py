@@ -66,8 +66,8 @@ def fill(block, tunnels=(), secret=SECRET, clock=None, first_seq=0):
 
 def lists_of(batch):
     """Names of the lists that each row is in."""
-    found = [set() for _ in range(batch.size)]
-    for kind, name in enumerate(KINDS):
+    found = [{"ip"} if hashed else set() for hashed in (batch.packets["hash"] != 0).tolist()]
+    for kind, name in enumerate(KINDS[1:], 1):
         for i in batch.views[kind][: batch.numbers[kind]]:
             found[i].add(name)
     return found

@@ -132,8 +132,9 @@ def test_lists_hold_the_rows_of_their_kind_in_order(seed):
     kinds = rng.choices(list(FRAMES), k=rng.randrange(300))
     batch = fill(block_of([(FRAMES[kind], len(FRAMES[kind]), 1) for kind in kinds]))
     for number, name in enumerate(KINDS):
-        expected = [i for i, kind in enumerate(kinds) if name in MEMBER_OF.get(kind, ("ip", kind))]
+        expected = [i for i, kind in enumerate(kinds) if name in MEMBER_OF.get(kind, ("ip", kind)) or number == IP]
         assert batch.views[number][: batch.numbers[number]].tolist() == expected
+    assert [bool(h) for h in batch.packets["hash"][: len(kinds)]] == [kind not in (None, "ptp") for kind in kinds]
     assert batch.size == len(kinds)
 
 

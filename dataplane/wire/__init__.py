@@ -10,11 +10,12 @@ from numba import njit
 
 from dataplane.records import CUT, FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, UNWANTED, VLAN
 from dataplane.wire.application import ptp
-from dataplane.wire.common import common_ipv4, common_ipv6, decode_ipv4, decode_ipv6, udp_application, udp_kinds
+from dataplane.wire.common import asked, common_ipv4, common_ipv6, decode_ipv4, decode_ipv6, udp_application
 from dataplane.wire.fields import (
     DECODE,
     ETHERNET,
     FILTERED,
+    HTTPS,
     LINK_TYPES,
     NOT_IP,
     OK,
@@ -36,11 +37,13 @@ from dataplane.wire.tunnel import inner
 __all__ = [
     "DECODE",
     "FILTERED",
+    "HTTPS",
     "LINK_TYPES",
     "OK",
     "REASONS",
     "SHORT_TRANSPORT",
     "TUNNELS",
+    "asked",
     "client_of",
     "common_ipv4",
     "common_ipv6",
@@ -49,7 +52,6 @@ __all__ = [
     "decode_ipv6",
     "decode_options",
     "udp_application",
-    "udp_kinds",
 ]
 
 

@@ -21,7 +21,7 @@ def flow(mem, options, row, kinds):
     if row.ip_version == 4:
         source, target = be32(mem, row.addr) << 16 | low, be32(mem, row.addr + 4) << 16 | high
         row.flags |= (REVERSE if source > target else 0) | (SELF if source >> 16 == target >> 16 else 0)
-        row.hash = flow4(options, min(source, target), max(source, target), np.int64(row.proto))
+        row.hash = flow4(options, source, target, np.int64(row.proto))
     else:
         row.hash = flow6(mem, options, row, low, high)
     return kinds | 1 << IP
@@ -45,10 +45,13 @@ def stir(word):
 
 
 @njit(forceinline=True)
-def flow4(options, first, last, protocol):
-    """Hash of two ends, each an IPv4 address and a port in 48 bits."""
-    addresses = (first >> 16) << 32 | last >> 16
-    return stir(product(options, 0, addresses, (first & 0xFFFF) << 24 | (last & 0xFFFF) << 8 | protocol))
+def flow4(options, source, target, protocol):
+    """Hash of two ends, each an IPv4 address and a port in 48 bits: under one key for both, so it is the same both ways.
+
+    For two pairs to have one product, x y + k (x + y) must be the same: so for all but a few of 2**64 keys they differ.
+    """
+    x, y = np.uint64(source << 8 | protocol) + options.keys[0], np.uint64(target << 8 | protocol) + options.keys[0]
+    return stir(x * y + high_product(x, y) * options.keys[FOLD])
 
 
 @njit

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.memory import load64, lowest_bit, matches, memory, put, select, store64, word
+from dataplane.memory import load64, lowest_bit, matches, memory, put, store64, word
 from dataplane.records import HEAD, rows, zeros
 
 BLOCK_SLOTS = 64
@@ -129,9 +129,14 @@ def places(table):
 
 
 @njit(forceinline=True)
+def home_in(slots, key):
+    """In a table of `slots`, the first slot of the line in which the search for a key begins; its block is slot // 64."""
+    return np.int64(key >> np.uint64(20)) & (slots - LINE_SLOTS)
+
+
+@njit(forceinline=True)
 def home_of(control, key):
-    """The first slot of the line in which the search for a key begins; its block is slot // 64."""
-    return np.int64(key >> np.uint64(20)) & (control.slots - LINE_SLOTS)
+    return home_in(control.slots, key)
 
 
 @njit(forceinline=True)
@@ -149,8 +154,11 @@ def next_line(line):
 @njit(forceinline=True)
 def guess(at, home, key):
     """(slot where the key is, or would be put, unless that is in another line than its home; whether it is there)."""
-    there, free = matches(at.keys, home, key), matches(at.keys, home, EMPTY)
-    return home + lowest_bit(select(there != 0, there, free | 1 << LINE_SLOTS - 1)), there != 0
+    there = matches(at.keys, home, key)
+    found = there != 0
+    if not found:
+        there = matches(at.keys, home, EMPTY) | 1 << LINE_SLOTS - 1
+    return home + lowest_bit(there), found
 
 
 @njit

@@ -26,7 +26,7 @@ from dataplane.flowtable import (
     find,
     give_back,
     guess,
-    home_of,
+    home_in,
     nearer,
     places,
     take,
@@ -43,11 +43,12 @@ DETECTOR: object  # set by runner.bind before this file is executed
 PARAMS: np.dtype
 CONTEXT: np.dtype
 TURN: np.dtype
+GROUP_PACKETS: int
 TAG: str
-key, step, tick = DETECTOR.key, DETECTOR.step, DETECTOR.tick
+key, tick = DETECTOR.key, DETECTOR.tick
+step = njit(forceinline=True)(getattr(DETECTOR.step, "py_func", DETECTOR.step))  # LLVM would call it
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
-FAR_PACKETS, NEAR_PACKETS = np.uint64(24), np.uint64(12)  # how far ahead the lines of keys and states are asked for
 AHEAD_STATES = 8  # the same at the end of input
 USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, 4 * LINE_BYTES), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
@@ -57,6 +58,9 @@ EVENT_BYTES, ENDS_AT = DETECTOR.event.itemsize, DETECTOR.event.fields["src"][1]
 
 # `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events
 # made, so that a call whose event buffer was full can go on.
+#
+# Packets are taken in groups, in three short loops: while a group is stepped, the states of the next one and the keys of
+# the one after that are on their way.
 
 
 def named(function):
@@ -76,30 +80,23 @@ def fetch(at, slot, size, linked):
         prefetch(at.before, slot, 8, 0)
 
 
-@njit(forceinline=True)
-def ask_key(at, control, keys, i):
-    """Ask for the line of keys that packet `i` will be looked for in."""
-    prefetch(at.keys, home_of(control, keys[i]), 8, 0)
-
-
-@njit(forceinline=True)
-def ask_state(at, control, keys, slots, i):
-    """Ask for what its key leads to, and note its likely slot."""
-    slot, there = guess(at, home_of(control, keys[i]), keys[i])
-    slots[i] = slot
-    if there:
-        fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
-    else:
-        fetch(at, slot, WHOLE_BYTES, True)
+@njit
+def ask_keys(at, slots, keys, first, last):
+    """Ask for the lines of keys that the packets from `first` to `last` will be looked for in."""
+    for i in range(np.uint64(first), np.uint64(last)):
+        prefetch(at.keys, home_in(slots, keys[i]), 8, 0)
 
 
 @njit
-def ask_first(at, control, keys, slots, n):
-    """The same for the first packets of a batch."""
-    for i in range(min(FAR_PACKETS, n)):
-        ask_key(at, control, keys, i)
-    for i in range(min(NEAR_PACKETS, n)):
-        ask_state(at, control, keys, slots, i)
+def ask_states(at, slots, keys, likely, first, last):
+    """Ask for what their keys lead to, and note their likely slots."""
+    for i in range(np.uint64(first), np.uint64(last)):
+        slot, there = guess(at, home_in(slots, keys[i]), keys[i])
+        likely[i] = slot
+        if there:
+            fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
+        else:
+            fetch(at, slot, WHOLE_BYTES, True)
 
 
 @njit(forceinline=True)
@@ -212,8 +209,8 @@ def settle(at, control, state, slot, clock, fresh):
 def gather(packets, index, count, chosen, keys, control, params, turn):
     """Write the row numbers of this worker's packets in `index` to `chosen` and their keys to `keys`; how many."""
     n, workers, worker = np.uint64(0), turn.workers, turn.worker
-    for i in range(count):
-        row = index[i]
+    for i in range(np.uint64(count)):
+        row = np.uint64(index[i])
         pkt = packets[row]
         k = key(pkt, params)
         chosen[n], keys[n] = row, k  # written always, counted if so: no branch to guess
@@ -227,42 +224,44 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
 
     AGAIN when `events` is full: take them and call again.
     """
-    turn, control, p, (chosen, keys, slots) = turns[0], table.control[0], params[0], scratch
-    at, mem, text = places(table), memory(buf), memory(event_bytes)
+    turn, control, p, (chosen, keys, likely) = turns[0], table.control[0], params[0], scratch
+    at, mem, text, slots = places(table), memory(buf), memory(event_bytes), table.control[0].slots
     if turn.position == 0:
         turn.chosen = gather(packets, index, count, chosen, keys, control, p, turn)
-        ask_first(at, control, keys, slots, np.uint64(turn.chosen))
-    n = np.uint64(turn.chosen)
-    for i in range(np.uint64(turn.position), n):
+        ask_keys(at, slots, keys, 0, min(2 * GROUP_PACKETS, turn.chosen))
+    first, n = turn.position, turn.chosen
+    ask_states(at, slots, keys, likely, first, min(first + GROUP_PACKETS, n))
+    while first < n:
+        last = min(first + GROUP_PACKETS, n)
+        ask_keys(at, slots, keys, min(last + GROUP_PACKETS, n), min(last + 2 * GROUP_PACKETS, n))
+        ask_states(at, slots, keys, likely, last, min(last + GROUP_PACKETS, n))
         if turn.made >= turn.room:
-            turn.position = i
+            turn.position = first
             return AGAIN
-        if i + FAR_PACKETS < n:
-            ask_key(at, control, keys, i + FAR_PACKETS)
-        if i + NEAR_PACKETS < n:
-            ask_state(at, control, keys, slots, i + NEAR_PACKETS)
-        pkt, k = packets[chosen[i]], keys[i]
-        if pkt.clock >> TICK_BITS > control.swept or not control.started:
-            if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
-                turn.position = i
-                return AGAIN
-        slot = np.int64(slots[i])
-        if word(at.keys, slot) != k:
-            slot = find(at, control, k)
-        fresh = slot < 0
-        if fresh:
-            if crowded(at, control, k):
-                make_room(table, at, pkt, k, events, text, p, turn)
-            slot = admit(at, control, mem, pkt, k)
-        state, event = table.states[np.uint64(slot)], events[np.uint64(turn.made)]
-        if not SILENT:
-            begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
-        code = step(pkt, state, event, p)
-        if code:
-            emit(event, text, at, slot, code, turn)
-            if PACKET_ENDS:
-                write_ends(text, (turn.made - 1) * EVENT_BYTES + ENDS_AT, mem, pkt)
-        settle(at, control, state, slot, pkt.clock, fresh)
+        for i in range(np.uint64(first), np.uint64(last)):
+            pkt, k = packets[np.uint64(chosen[i])], keys[i]
+            if pkt.clock >> TICK_BITS > control.swept or not control.started:
+                if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
+                    turn.position = i
+                    return AGAIN
+            slot = np.int64(likely[i])
+            if word(at.keys, slot) != k:
+                slot = find(at, control, k)
+            fresh = slot < 0
+            if fresh:
+                if crowded(at, control, k):
+                    make_room(table, at, pkt, k, events, text, p, turn)
+                slot = admit(at, control, mem, pkt, k)
+            state, event = table.states[np.uint64(slot)], events[np.uint64(turn.made)]
+            if not SILENT:
+                begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
+            code = step(pkt, state, event, p)
+            if code:
+                emit(event, text, at, slot, code, turn)
+                if PACKET_ENDS:
+                    write_ends(text, (turn.made - 1) * EVENT_BYTES + ENDS_AT, mem, pkt)
+            settle(at, control, state, slot, pkt.clock, fresh)
+        first = last
     turn.position = turn.chosen
     if control.started and not advance(table, at, clock >> TICK_BITS, events, text, p, turn):
         return AGAIN

@@ -14,7 +14,8 @@ from dataplane.flowtable import new_tables, table_bytes
 from dataplane.kernels import Kernel, stage_address
 from dataplane.records import rows, zeros
 
-ROOM_EVENTS = 2  # a packet makes at most so many: one of its own, one of the state it drives out
+GROUP_PACKETS = 32  # the states of a group are asked for while those of the group before are stepped
+ROOM_EVENTS = 2 * GROUP_PACKETS  # a packet makes at most two: one of its own, one of the state it drives out
 BUFFER_EVENTS = 16384  # handed over when full, at the latest
 FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS
 
@@ -56,6 +57,7 @@ def bind(detector, params):
     spec = importlib.util.spec_from_file_location(name, LOOP)
     module = importlib.util.module_from_spec(spec)
     module.DETECTOR, module.PARAMS, module.CONTEXT, module.TURN = detector, params, CONTEXT, TURN
+    module.GROUP_PACKETS = GROUP_PACKETS
     rows_of_it, flags = (params, detector.state, detector.event), (detector.kind, detector.packet_ends, detector.silent)
     compiled_in = source, rows_of_it, flags
     module.TAG = f"{detector.name}_{hashlib.sha256(repr(compiled_in).encode()).hexdigest()[:12]}"

@@ -78,7 +78,7 @@ def deadline(pkt, flow, params):
     left = params.active - (pkt.ts - flow.first_ts)
     flow.why = IDLE if params.idle <= left else ACTIVE
     flow.due = pkt.clock + min(params.idle, left)
-    if closed(flow):
+    if pkt.tcp_flags & (FIN | RST) and closed(flow):
         flow.why = TCP_END
         flow.due = pkt.clock + params.tcp_close
 

@@ -108,11 +108,12 @@ def set_clock(frames, clock):
 
 
 class Scratch(NamedTuple):
-    """What fill needs besides: row numbers of one sort."""
+    """What fill needs besides: row numbers by sort of frame."""
 
-    odd: np.ndarray  # uint32
+    tcp: np.ndarray  # uint32
     udp: np.ndarray
-    some: np.ndarray
+    odd: np.ndarray
+    some: np.ndarray  # UDP packets to look into
 
 
 def new_scratch(size):
@@ -120,58 +121,58 @@ def new_scratch(size):
 
 
 @njit
-def fill_common(mem, frames, packets, options, scratch, first_seq):
-    """Decode common IPv4 frames; how many others there are and how many UDP packets, whose numbers go to `scratch`."""
-    n_odd = n_udp = np.uint64(0)
-    entered = options.tunnels != 0
-    for i in range(frames.size):
-        frame, row = frames[i], packets[i]
-        row.seq = first_seq + i
-        at = -1 if entered else wire.common_ipv4(mem, frame)
-        if at < 0:
-            scratch.odd[n_odd] = i
-            n_odd += np.uint64(1)
-            continue
-        scratch.udp[n_udp] = i
-        n_udp += np.uint64(wire.decode_ipv4(mem, frame, at, options, row))
-    return np.int64(n_odd), np.int64(n_udp)
+def sort(mem, frames, scratch, tunnels):
+    """Write the frames' numbers to `scratch` by sort; how many are TCP over common IPv4, UDP over that, neither."""
+    n_tcp = n_udp = np.uint64(0)
+    for i in range(np.uint64(frames.size)):
+        protocol = wire.common_protocol(mem, frames[i])
+        tcp, udp = (protocol == wire.TCP) & (tunnels == 0), (protocol == wire.UDP) & (tunnels == 0)
+        n_odd = i - n_tcp - n_udp
+        scratch.tcp[n_tcp] = scratch.udp[n_udp] = scratch.odd[n_odd] = i
+        n_tcp, n_udp = n_tcp + np.uint64(tcp), n_udp + np.uint64(udp)
+    return n_tcp, n_udp, np.uint64(frames.size) - n_tcp - n_udp
 
 
 @njit
-def fill_udp(mem, frames, packets, options, scratch, lists, counts, n_udp):
-    """Look into UDP packets among the common IPv4 frames, and list them."""
+def fill_tcp(mem, frames, packets, options, scratch, n_tcp, first_seq):
+    """Decode TCP over common IPv4."""
+    for j in range(n_tcp):
+        i = np.uint64(scratch.tcp[j])
+        frame, row = frames[i], packets[i]
+        row.seq = first_seq + np.int64(i)
+        wire.decode_tcp4(mem, frame, frame.offset + wire.ETHERNET_BYTES, options, row)
+
+
+@njit
+def fill_udp(mem, frames, packets, options, scratch, lists, counts, n_udp, first_seq):
+    """Decode UDP over common IPv4, and list it."""
     n_quic = n_some = np.uint64(0)
     for j in range(n_udp):
-        i = scratch.udp[j]
-        row = packets[i]
+        i = np.uint64(scratch.udp[j])
+        frame, row = frames[i], packets[i]
+        row.seq = first_seq + np.int64(i)
+        wire.decode_udp4(mem, frame, frame.offset + wire.ETHERNET_BYTES, options, row)
         lists[QUIC, n_quic] = scratch.some[n_some] = i
         n_quic += np.uint64(row.sport == wire.HTTPS)
         n_some += np.uint64(wire.asked(row))
     counts[QUIC] = n_quic
-    for j in range(np.int64(n_some)):
-        i = scratch.some[j]
+    for j in range(n_some):
+        i = np.uint64(scratch.some[j])
         enlist(lists, counts, i, wire.udp_application(mem, frames[i], options, packets[i]))
 
 
 @njit
-def fill_odd(mem, frames, packets, options, scratch, lists, counts, reasons, n_odd):
+def fill_odd(mem, frames, packets, options, scratch, lists, counts, reasons, n_odd, first_seq):
     """Decode the other frames, and list them behind those."""
     for j in range(n_odd):
-        i = scratch.odd[j]
+        i = np.uint64(scratch.odd[j])
         frame, row = frames[i], packets[i]
-        at = -1 if options.tunnels else wire.common_ipv6(mem, frame)
-        kinds = wire.decode(mem, frame, options, row) if at < 0 else plain_ipv6(mem, frame, at, options, row)
+        row.seq = first_seq + np.int64(i)
+        kinds = -1 if options.tunnels else wire.decode_common(mem, frame, options, row)
+        if kinds < 0:
+            kinds = wire.decode(mem, frame, options, row)
         reasons[1 if kinds else 0, row.reason] += 1
         enlist(lists, counts, i, kinds)
-
-
-@njit
-def plain_ipv6(mem, frame, at, options, row):
-    """The same as wire.decode for a common IPv6 frame."""
-    if not wire.decode_ipv6(mem, frame, at, options, row):
-        return 1 << IP
-    kinds = 1 << IP | (row.sport == wire.HTTPS) << QUIC
-    return kinds | (wire.udp_application(mem, frame, options, row) if wire.asked(row) else 0)
 
 
 @njit
@@ -205,11 +206,12 @@ def fill(buf, frames, options, packets, scratch, lists, counts, reasons, first_s
     counts[:] = 0
     counts[IP] = frames.size
     settings, mem = options[0], memory(buf)
-    n_odd, n_udp = fill_common(mem, frames, packets, settings, scratch, first_seq)
-    reasons[1, wire.OK] += frames.size - n_odd
-    fill_udp(mem, frames, packets, settings, scratch, lists, counts, n_udp)
+    n_tcp, n_udp, n_odd = sort(mem, frames, scratch, settings.tunnels)
+    reasons[1, wire.OK] += np.int64(n_tcp + n_udp)
+    fill_tcp(mem, frames, packets, settings, scratch, n_tcp, first_seq)
+    fill_udp(mem, frames, packets, settings, scratch, lists, counts, n_udp, first_seq)
     first_run = counts.copy()
-    fill_odd(mem, frames, packets, settings, scratch, lists, counts, reasons, n_odd)
+    fill_odd(mem, frames, packets, settings, scratch, lists, counts, reasons, n_odd, first_seq)
     for k in range(IP + 1, len(KINDS)):
         merge(lists[k], first_run[k], counts[k], scratch.some)
     for j in range(counts[QUIC]):
@@ -237,8 +239,9 @@ def decode_stage(context, batch):
         b.clock = set_clock(frames, array_at(c.clock, 1, CLOCK))
     numbers = b.rows + 1
     scratch = Scratch(
-        array_at(c.odd, numbers, np.uint32),
+        array_at(c.tcp, numbers, np.uint32),
         array_at(c.udp, numbers, np.uint32),
+        array_at(c.odd, numbers, np.uint32),
         array_at(c.some, numbers, np.uint32),
     )
     fill(

@@ -9,7 +9,6 @@ from numba import njit
 
 from dataplane.kernels import Kernel
 from dataplane.records import (
-    CUT,
     FRAGMENT_ATOMIC,
     FRAGMENT_FIRST,
     FRAGMENT_LATER,
@@ -108,7 +107,6 @@ def count_layers(pkt, counts):
     counts.vlan_tagged += flags & VLAN != 0
     counts.pppoe_session += flags & PPPOE != 0
     counts.mpls += flags & MPLS != 0
-    counts.caplen_below_len += flags & CUT != 0
     counts.ipv4_with_options += four and flags & OPTIONS != 0
     counts.ipv6_with_extension += six and flags & OPTIONS != 0
     counts.ipv4_fragment_first += four and flags & FRAGMENT_FIRST != 0
@@ -175,12 +173,13 @@ def is_new(slots, key, others):
 
 
 @njit(nogil=True, cache=True)
-def count_packets(packets, size, protocols, counts, others, slots):
-    """Add `size` packets to all counts; `protocols` (256,): IPv4 by protocol number, later fragments among them."""
+def count_packets(packets, frames, protocols, counts, others, slots):
+    """Add the packets of `frames` to all counts; `protocols` (256,): IPv4 by number, later fragments among them."""
     c, o = counts[0], others[0]
-    for i in range(size):
-        pkt = packets[i]
+    for i in range(frames.size):
+        pkt, frame = packets[i], frames[i]
         count_layers(pkt, c)
+        c.caplen_below_len += frame.caplen < frame.len and frame.flags & UNWANTED == 0
         if pkt.ip_version == 4:
             protocols[pkt.proto] += 1
         kind = count_transport(pkt, c, o) if np.int64(pkt.flags) & PORTS else 0
@@ -210,7 +209,7 @@ class Census:
         """Count a batch and the frames that it was made of."""
         self.packets += batch.size - np.count_nonzero(block.frames["flags"] & UNWANTED)
         self.watch_times(block.frames)
-        packets_kernel(batch.packets, batch.size, self.protocols, self.counts, self.others, self.slots)
+        packets_kernel(batch.packets, block.frames, self.protocols, self.counts, self.others, self.slots)
         if batch.numbers[PTP]:
             self.watch_ptp(batch.packets[batch.views[PTP][: batch.numbers[PTP]]])
 

@@ -27,7 +27,7 @@ FRAME = np.dtype(
         ("offset", np.int64),  # of the first byte in the block's buffer
         ("ts", np.int64),
         ("clock", np.int64),  # filled by batch.py
-        ("len", np.int64),  # bytes on the wire
+        ("len", np.uint32),  # bytes on the wire
         ("caplen", np.int32),  # bytes captured
         ("nsec", np.int32),  # only with TIME_RANGE
         ("linktype", np.uint16),  # LINKTYPE_ number of the pcap registry
@@ -42,7 +42,7 @@ IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
 KINDS = ("ip", "quic", "echo", "ptp", "stream", "sandwich")
 
 # PACKET.flags
-REVERSE = 1 << 0  # the packet's source is the higher end of its flow's ordered pair
+REVERSE = 1 << 0  # the packet's source is the higher end of its flow, by port, then by address
 VLAN, PPPOE, MPLS, SNAP = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 OPTIONS = 1 << 5  # IPv4 options or an IPv6 extension header
 FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_ATOMIC = 1 << 6, 1 << 7, 1 << 8
@@ -54,8 +54,7 @@ VERSION_MISMATCH = 1 << 13  # ethertype or link type and version nibble disagree
 OUT_OF_SCOPE = 1 << 14  # IP behind a layer that is not entered (NSH, Cisco metadata)
 TIMELESS = 1 << 15  # no usable timestamp: `ts` is the capture clock
 RTP, PROBE = 1 << 16, 1 << 17  # what a packet in the STREAM list is
-CUT = 1 << 18  # captured shorter than it was on the wire
-SELF = 1 << 19  # source and destination address are equal: then REVERSE does not tell the direction
+SELF = 1 << 18  # of an echo: source and destination address are equal, so REVERSE does not tell the direction
 
 _PACKET = {  # name: (type, offset); one cache line that every packet fills, a second one by kind
     "ts": ("i8", 0),
@@ -63,10 +62,10 @@ _PACKET = {  # name: (type, offset); one cache line that every packet fills, a s
     "seq": ("i8", 16),  # 0-based number of the packet in the run, over all files
     "hash": ("u8", 24),  # keyed hash of addresses, protocol and ports, the same for both directions; 0: no flow
     "addr": ("i8", 32),  # offset of the source address in the block's buffer, the destination follows
-    "len": ("i4", 40),  # frame length on the wire (int32 maximum where it is more)
+    "len": ("u4", 40),  # frame length on the wire
     "payload_len": ("i4", 44),  # transport payload by the headers' length fields, not by what was captured
-    "sport": ("u2", 48),  # ICMP: type
-    "dport": ("u2", 50),  # ICMP: code
+    "dport": ("u2", 48),  # ICMP: code
+    "sport": ("u2", 50),  # ICMP: type
     "flags": ("u4", 52),  # its high byte is `reason`
     "reason": ("u1", 55),  # where decoding stopped, wire.REASONS
     "proto": ("u1", 56),  # IP protocol number after extension headers

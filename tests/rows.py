@@ -32,8 +32,7 @@ FLAGS = {
     name: getattr(records, name)
     for name in (
         "REVERSE", "VLAN", "PPPOE", "MPLS", "SNAP", "OPTIONS", "FRAGMENT_FIRST", "FRAGMENT_LATER", "FRAGMENT_ATOMIC",
-        "TUNNEL", "PORTS", "UDP_LENGTH", "TCP_HEADER", "VERSION_MISMATCH", "OUT_OF_SCOPE", "RTP", "PROBE", "CUT",
-        "SELF",
+        "TUNNEL", "PORTS", "UDP_LENGTH", "TCP_HEADER", "VERSION_MISMATCH", "OUT_OF_SCOPE", "RTP", "PROBE", "SELF",
     )
 }  # fmt: skip
 

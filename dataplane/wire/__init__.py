@@ -8,9 +8,17 @@ belongs to, as a bit set.
 import numpy as np
 from numba import njit
 
-from dataplane.records import CUT, FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, UNWANTED, VLAN
+from dataplane.records import FRAGMENT_LATER, TIME_NONE, TIME_RANGE, TIMELESS, TUNNEL, UNWANTED, VLAN
 from dataplane.wire.application import ptp
-from dataplane.wire.common import asked, common_ipv4, common_ipv6, decode_ipv4, decode_ipv6, udp_application
+from dataplane.wire.common import (
+    ETHERNET_BYTES,
+    asked,
+    common_protocol,
+    decode_common,
+    decode_tcp4,
+    decode_udp4,
+    udp_application,
+)
 from dataplane.wire.fields import (
     DECODE,
     ETHERNET,
@@ -19,12 +27,14 @@ from dataplane.wire.fields import (
     LINK_TYPES,
     NOT_IP,
     OK,
+    PAYLOAD_MAX,
     REASONS,
-    ROW_LENGTH_MAX,
     SHORT_TRANSPORT,
     T_IPV4,
     T_PTP,
+    TCP,
     TUNNELS,
+    UDP,
     decode_options,
     stop,
 )
@@ -36,21 +46,24 @@ from dataplane.wire.tunnel import inner
 
 __all__ = [
     "DECODE",
+    "ETHERNET_BYTES",
     "FILTERED",
     "HTTPS",
     "LINK_TYPES",
     "OK",
     "REASONS",
     "SHORT_TRANSPORT",
+    "TCP",
     "TUNNELS",
+    "UDP",
     "asked",
     "client_of",
-    "common_ipv4",
-    "common_ipv6",
+    "common_protocol",
     "decode",
-    "decode_ipv4",
-    "decode_ipv6",
+    "decode_common",
     "decode_options",
+    "decode_tcp4",
+    "decode_udp4",
     "udp_application",
 ]
 
@@ -58,15 +71,15 @@ __all__ = [
 @njit
 def start(frame, row):
     """A row for a frame of which nothing is known yet."""
-    timeless, cut = frame.flags & (TIME_NONE | TIME_RANGE), frame.caplen < frame.len
+    timeless = frame.flags & (TIME_NONE | TIME_RANGE)
     row.ts = frame.clock if timeless else frame.ts
     row.clock = frame.clock
     row.hash = np.uint64(0)
     row.addr = -1
-    row.len = min(frame.len, ROW_LENGTH_MAX)
+    row.len = frame.len
     row.payload_len = 0
     row.ports = 0
-    row.flags = (TIMELESS if timeless else 0) | (CUT if cut else 0)
+    row.flags = TIMELESS if timeless else 0
     row.small = np.uint64(0)
 
 
@@ -89,7 +102,7 @@ def decode(mem, frame, options, row):
     if ethertype == 0:
         stop(row, NOT_IP)
         return 0
-    uncaptured = max(0, np.int64(row.len) - frame.caplen)
+    uncaptured = max(0, min(np.int64(row.len), PAYLOAD_MAX) - frame.caplen)
     protocol, at, end, length = network(mem, at, end, row, ethertype, uncaptured)
     if protocol < 0:
         return flow(mem, options, row, 0)
@@ -103,7 +116,7 @@ def decode(mem, frame, options, row):
 @njit
 def decode_inner(mem, at, end, row, options, ethertype):
     """The packet inside a tunnel: what was learned of the outer network layer is replaced."""
-    row.flags = (row.flags & (TIMELESS | CUT | VLAN)) | TUNNEL
+    row.flags = (row.flags & (TIMELESS | VLAN)) | TUNNEL
     vlan_id, row.small, row.ports, row.addr = row.vlan, np.uint64(0), 0, -1
     row.vlan = vlan_id
     ethertype, at = to_network(mem, at, end, row, ethertype)

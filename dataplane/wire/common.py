@@ -2,20 +2,20 @@
 same row as layer by layer.
 
 Nineteen frames of twenty are of this kind. Layer by layer, a row's fields are written as they are found; here they are
-put together first and written once, and nothing that varies from packet to packet is a branch: a wrong guess costs
-tens of cycles.
+put together first and written once. What varies from packet to packet is no branch, for a wrong guess costs tens of
+cycles: batch.py first sorts the frames, then each sort has a loop in which all is the same.
 """
 
 import numpy as np
 from numba import njit
 
-from dataplane.memory import be16, be32, byte, select, signed64
+from dataplane.memory import be16, be32, byte, signed64
 from dataplane.records import (
-    CUT,
     FIRST_BYTE_BIT,
+    IP,
     PORTS,
+    QUIC,
     REVERSE,
-    SELF,
     TCP_FLAGS_BIT,
     TCP_HEADER,
     TOS_BIT,
@@ -23,88 +23,109 @@ from dataplane.records import (
     UDP_LENGTH,
     VERSION_BIT,
     VLAN,
-    VLAN_BIT,
 )
 from dataplane.wire.application import application, for_ptp, marked
-from dataplane.wire.fields import ETHERNET, ROW_LENGTH_MAX, T_8021Q, T_IPV4, TCP, UDP
+from dataplane.wire.fields import ETHERNET, HTTPS, T_8021Q, TCP, UDP
 from dataplane.wire.flowhash import flow4, flow6
 
+ETHERNET_BYTES, TAG_BYTES = 14, 4
 LEAST_BYTES = 54  # Ethernet 14, IPv4 20, TCP 20
 LEAST_TOTAL_BYTES = 40  # the same without Ethernet
-PLAIN_IPV4 = 0x45 << 56  # first eight bytes: version 4, a header of five words, neither more fragments nor an offset
-PLAIN_IPV4_MASK = -1 << 56 | 0x3FFF
+PLAIN_IPV4, PLAIN_IPV4_MASK = 0x080045 << 40, -1 << 40  # eight bytes from the ethertype on: IPv4, a header of five words
+FRAGMENT_MASK = 0x3FFF << 16  # four bytes from there on: more fragments, fragment offset; then TTL, protocol
 PLAIN_IPV6 = 0x86DD6  # ethertype IPv6, version 6
 
 
 @njit(forceinline=True)
-def network_at(mem, frame):
-    """Offset of what follows Ethernet and at most one tag."""
-    return frame.offset + 14 + 4 * (be16(mem, frame.offset + 12) == T_8021Q)
+def framed(frame):
+    return (frame.linktype == ETHERNET) & (frame.flags == 0) & (frame.caplen >= LEAST_BYTES)
 
 
 @njit(forceinline=True)
-def common_ipv4(mem, frame):
-    """Offset of the IPv4 header of a frame that decode_ipv4 may read, else -1."""
-    if (frame.linktype != ETHERNET) | (frame.flags != 0) | (frame.caplen < LEAST_BYTES):
+def plain_ipv4(mem, at):
+    """The protocol in a plain IPv4 header at `at`, behind its ethertype; 0 if there is none."""
+    first, second = signed64(mem, at - 2), be32(mem, at + 6)
+    whole = first >> 16 & 0xFFFF >= LEAST_TOTAL_BYTES
+    return ((first & PLAIN_IPV4_MASK == PLAIN_IPV4) & (second & FRAGMENT_MASK == 0) & whole) * (second & 255)
+
+
+@njit(forceinline=True)
+def common_protocol(mem, frame):
+    """TCP or UDP if decode_tcp4 or decode_udp4 may read the frame, behind untagged Ethernet; else something else."""
+    return plain_ipv4(mem, frame.offset + ETHERNET_BYTES) if framed(frame) else 0
+
+
+@njit(forceinline=True)
+def decode_tcp4(mem, frame, at, options, row):
+    """Fill `row` from a plain IPv4 header at `at` and TCP behind it."""
+    small = byte(mem, at + 33) << TCP_FLAGS_BIT
+    row.payload_len = max(0, be16(mem, at + 2) - 20 - (byte(mem, at + 32) >> 4) * 4)
+    finish4(mem, frame, at, options, TCP, TCP_HEADER, small, row)
+
+
+@njit(forceinline=True)
+def decode_udp4(mem, frame, at, options, row):
+    """The same for UDP, all but what its payload tells."""
+    small = byte(mem, at + 28) << FIRST_BYTE_BIT
+    row.payload_len = be16(mem, at + 24) - 8
+    finish4(mem, frame, at, options, UDP, UDP_LENGTH, small, row)
+
+
+@njit(forceinline=True)
+def finish4(mem, frame, at, options, protocol, flags, small, row):
+    """What is the same for both."""
+    ports = be32(mem, at + 20)
+    source, target = be32(mem, at + 12) | ports >> 16 << 32, be32(mem, at + 16) | (ports & 0xFFFF) << 32
+    row.hash, row.addr, row.ports = flow4(options, source, target, protocol), at + 12, ports
+    row.small = np.uint64(small | be16(mem, at + 8) | 4 << VERSION_BIT | byte(mem, at + 1) << TOS_BIT)
+    row.ts, row.clock, row.len = frame.ts, frame.clock, frame.len
+    row.flags = PORTS | flags | (source > target) * REVERSE
+
+
+@njit
+def decode_common(mem, frame, options, row):
+    """The same for such a frame with a tag, or of IPv6: its lists, -1 if it is none."""
+    if not framed(frame):
         return -1
-    at = network_at(mem, frame)
-    first, protocol = signed64(mem, at), byte(mem, at + 9)
-    plain = (be16(mem, at - 2) == T_IPV4) & (first & PLAIN_IPV4_MASK == PLAIN_IPV4)
-    whole = (total_length(first) >= LEAST_TOTAL_BYTES) & (frame.offset + frame.caplen - at >= LEAST_TOTAL_BYTES)
-    return at if plain & whole & ((protocol == TCP) | (protocol == UDP)) else -1
-
-
-@njit(forceinline=True)
-def total_length(first):
-    """Of an IPv4 header, by its first eight bytes."""
-    return first >> 32 & 0xFFFF
-
-
-@njit(forceinline=True)
-def decode_ipv4(mem, frame, at, options, row):
-    """Fill `row`, all but what UDP payloads tell; whether it is UDP."""
-    first, second, ports = signed64(mem, at), signed64(mem, at + 8), be32(mem, at + 20)
-    host, peer = second & 0xFFFFFFFF, be32(mem, at + 16)
-    source, target = host << 16 | ports >> 16, peer << 16 | ports & 0xFFFF
-    row.hash, row.addr = flow4(options, source, target, second >> 48 & 255), at + 12
-    small = second >> 48 & 0xFFFF | 4 << VERSION_BIT | (first >> 48 & 255) << TOS_BIT
-    flags = (source > target) * REVERSE | (host == peer) * SELF
-    return rest(mem, frame, at, at + 20, total_length(first) - 20, flags, small, row)
-
-
-@njit(forceinline=True)
-def common_ipv6(mem, frame):
-    """The same for IPv6 and decode_ipv6."""
-    if (frame.linktype != ETHERNET) | (frame.flags != 0) | (frame.caplen < LEAST_BYTES + 24):
+    tagged = be16(mem, frame.offset + 12) == T_8021Q
+    at = frame.offset + ETHERNET_BYTES + TAG_BYTES * tagged
+    left, protocol = frame.offset + frame.caplen - at, plain_ipv4(mem, at)
+    if protocol == TCP and left >= LEAST_TOTAL_BYTES:
+        decode_tcp4(mem, frame, at, options, row)
+    elif protocol == UDP and left >= LEAST_TOTAL_BYTES:
+        decode_udp4(mem, frame, at, options, row)
+    elif left >= LEAST_TOTAL_BYTES + 20 and plain_ipv6(mem, at):
+        decode_ipv6(mem, frame, at, options, row)
+    else:
         return -1
-    at = network_at(mem, frame)
+    if tagged:
+        row.vlan = be16(mem, at - 4) & 0x0FFF
+        row.flags |= VLAN
+    return udp_kinds(mem, frame, options, row) if row.proto == UDP else 1 << IP
+
+
+@njit(forceinline=True)
+def plain_ipv6(mem, at):
     protocol = byte(mem, at + 6)
     plain = (be32(mem, at - 2) >> 12 == PLAIN_IPV6) & (be16(mem, at + 4) >= 20)
-    return at if plain & ((protocol == TCP) | (protocol == UDP)) else -1
+    return plain & ((protocol == TCP) | (protocol == UDP))
 
 
 @njit
 def decode_ipv6(mem, frame, at, options, row):
-    """The same."""
-    row.proto, row.flags, row.addr = byte(mem, at + 6), 0, at + 8
-    row.hash = flow6(mem, options, row, be16(mem, at + 40), be16(mem, at + 42))
-    small = byte(mem, at + 7) << TTL_BIT | byte(mem, at + 6) | 6 << VERSION_BIT | (be16(mem, at) >> 4 & 255) << TOS_BIT
-    return rest(mem, frame, at, at + 40, be16(mem, at + 4), np.int64(row.flags), small, row)
-
-
-@njit(forceinline=True)
-def rest(mem, frame, network, at, length, flags, small, row):
-    """What is the same in both versions: the frame's own fields, its tag, the transport header at `at`."""
-    head, in_tcp = signed64(mem, at), be16(mem, at + 12)  # data offset, TCP flags
-    udp, tagged = small & 255 == UDP, network - frame.offset > 14
-    row.payload_len = select(udp, (head >> 16 & 0xFFFF) - 8, max(0, length - (in_tcp >> 12) * 4))
-    row.ports = head >> 48 & 0xFFFF | (head >> 32 & 0xFFFF) << 16
-    flags |= select(udp, PORTS | UDP_LENGTH, PORTS | TCP_HEADER) | tagged * VLAN
-    small |= select(udp, byte(mem, at + 8) << FIRST_BYTE_BIT, (in_tcp & 255) << TCP_FLAGS_BIT)
-    row.small = np.uint64(small | select(tagged, be16(mem, network - 4) & 0x0FFF, 0) << VLAN_BIT)
-    row.ts, row.clock, row.len = frame.ts, frame.clock, min(frame.len, ROW_LENGTH_MAX)
-    row.flags = flags | (frame.caplen < frame.len) * CUT
-    return udp
+    protocol, ports = byte(mem, at + 6), be32(mem, at + 40)
+    small = byte(mem, at + 7) << TTL_BIT | protocol | 6 << VERSION_BIT | (be16(mem, at) >> 4 & 255) << TOS_BIT
+    row.proto, row.addr, row.ports = protocol, at + 8, ports
+    if protocol == UDP:
+        row.payload_len, row.flags = be16(mem, at + 44) - 8, PORTS | UDP_LENGTH
+        small |= byte(mem, at + 48) << FIRST_BYTE_BIT
+    else:
+        row.payload_len = max(0, be16(mem, at + 4) - (byte(mem, at + 52) >> 4) * 4)
+        row.flags = PORTS | TCP_HEADER
+        small |= byte(mem, at + 53) << TCP_FLAGS_BIT
+    row.hash = flow6(mem, options, row, ports >> 16, ports & 0xFFFF)
+    row.small = np.uint64(small)
+    row.ts, row.clock, row.len = frame.ts, frame.clock, frame.len
 
 
 @njit(forceinline=True)
@@ -114,8 +135,17 @@ def asked(row):
 
 
 @njit
+def udp_kinds(mem, frame, options, row):
+    """The lists of such a UDP packet."""
+    kinds = 1 << IP | (row.sport == HTTPS) << QUIC
+    return kinds | (udp_application(mem, frame, options, row) if asked(row) else 0)
+
+
+@njit
 def udp_application(mem, frame, options, row):
     """The list of the application that such a UDP packet carries."""
-    four, at = row.ip_version == 4, row.addr
-    end = select(four, at - 12 + be16(mem, at - 10), at + 32 + be16(mem, at - 4))
-    return application(mem, at + select(four, 16, 40), min(frame.offset + frame.caplen, end), row, options)
+    if row.ip_version == 4:
+        at, end = row.addr + 16, row.addr - 12 + be16(mem, row.addr - 10)
+    else:
+        at, end = row.addr + 40, row.addr + 32 + be16(mem, row.addr - 4)
+    return application(mem, at, min(frame.offset + frame.caplen, end), row, options)

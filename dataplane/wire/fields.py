@@ -33,7 +33,7 @@ LINK_TYPES = (NULL, ETHERNET, RAW_BSD, RAW_OPENBSD, RAW, LOOP, SLL, IPV4_LINK, I
 T_IPV4, T_ARP, T_IPV6, T_PTP, T_NSH, T_CMD, T_BRIDGE = 0x0800, 0x0806, 0x86DD, 0x88F7, 0x894F, 0x8909, 0x6558
 T_8021Q, T_8021AD, T_QINQ, T_MPLS, T_MPLS_UP, T_PPPOE = 0x8100, 0x88A8, 0x9100, 0x8847, 0x8848, 0x8864
 T_RAW_IP = 0x10000  # ours: the version nibble decides
-ROW_LENGTH_MAX = 2**31 - 1  # what PACKET.len can say
+PAYLOAD_MAX = 2**31 - 1  # what PACKET.payload_len can say
 LENGTH_MAX = 1500  # an ethertype field up to here is an 802.3 length
 
 # IP protocol numbers (IANA)

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from dataplane.memory import be16, be32, be64, byte, high_product
-from dataplane.records import IP, REVERSE, SELF
+from dataplane.records import IP, REVERSE
 from dataplane.wire.fields import FOLD, ICMP, ICMPV6
 
 
@@ -17,13 +17,13 @@ def flow(mem, options, row, kinds):
     if row.addr < 0:
         return kinds
     icmp = row.proto == ICMP or row.proto == ICMPV6
-    low, high = (0, 0) if icmp else (np.int64(row.sport), np.int64(row.dport))
+    sport, dport = (0, 0) if icmp else (np.int64(row.sport), np.int64(row.dport))
     if row.ip_version == 4:
-        source, target = be32(mem, row.addr) << 16 | low, be32(mem, row.addr + 4) << 16 | high
-        row.flags |= (REVERSE if source > target else 0) | (SELF if source >> 16 == target >> 16 else 0)
+        source, target = be32(mem, row.addr) | sport << 32, be32(mem, row.addr + 4) | dport << 32
+        row.flags |= REVERSE if source > target else 0
         row.hash = flow4(options, source, target, np.int64(row.proto))
     else:
-        row.hash = flow6(mem, options, row, low, high)
+        row.hash = flow6(mem, options, row, sport, dport)
     return kinds | 1 << IP
 
 
@@ -50,20 +50,20 @@ def flow4(options, source, target, protocol):
 
     For two pairs to have one product, x y + k (x + y) must be the same: so for all but a few of 2**64 keys they differ.
     """
-    x, y = np.uint64(source << 8 | protocol) + options.keys[0], np.uint64(target << 8 | protocol) + options.keys[0]
+    key = options.keys[0] + np.uint64(protocol << 48)
+    x, y = np.uint64(source) + key, np.uint64(target) + key
     return stir(x * y + high_product(x, y) * options.keys[FOLD])
 
 
 @njit
-def flow6(mem, options, row, low, high):
-    """The same over IPv6 addresses: each end is eight bytes, eight bytes and a port."""
+def flow6(mem, options, row, sport, dport):
+    """The same over IPv6 addresses, the ends in order: each is eight bytes, eight bytes and a port."""
     source, target = row.addr, row.addr + 16
     s0, s1, t0, t1 = be64(mem, source), be64(mem, source + 8), be64(mem, target), be64(mem, target + 8)
-    row.flags |= SELF if s0 == t0 and s1 == t1 else 0
-    if s0 > t0 or (s0 == t0 and (s1 > t1 or (s1 == t1 and low > high))):
-        s0, s1, t0, t1, low, high = t0, t1, s0, s1, high, low
+    if sport > dport or (sport == dport and (s0 > t0 or (s0 == t0 and s1 > t1))):
+        s0, s1, t0, t1, sport, dport = t0, t1, s0, s1, dport, sport
         row.flags |= REVERSE
-    ports = low << 24 | high << 8 | np.int64(row.proto)
+    ports = sport << 24 | dport << 8 | np.int64(row.proto)
     return stir(product(options, 2, s0, t0) + product(options, 4, s1, t1) + product(options, 6, ports, 0))
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numba import njit
 
-from dataplane.memory import be16, byte
-from dataplane.records import ECHO, FRAGMENT_LATER, PORTS, QUIC, TCP_HEADER, UDP_LENGTH
+from dataplane.memory import be16, be32, byte
+from dataplane.records import ECHO, FRAGMENT_LATER, PORTS, QUIC, SELF, TCP_HEADER, UDP_LENGTH
 from dataplane.wire.application import application, for_ptp, marked
 from dataplane.wire.fields import (
     HTTPS,
@@ -88,6 +88,16 @@ def icmp(mem, at, end, row):
     echo = row.sport == 8 or row.sport == 0 if row.ip_version == 4 else row.sport == 128 or row.sport == 129
     if not echo or end - at < 8:
         return 0
+    row.flags |= SELF if sent_to_itself(mem, row) else 0
     row.icmp_id = be16(mem, at + 4)
     row.icmp_seq = be16(mem, at + 6)
     return 1 << ECHO
+
+
+@njit
+def sent_to_itself(mem, row):
+    size = 4 if row.ip_version == 4 else 16
+    for i in range(row.addr, row.addr + size, 4):
+        if be32(mem, i) != be32(mem, i + size):
+            return False
+    return True

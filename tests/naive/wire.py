@@ -53,8 +53,6 @@ def decode(frame, length, linktype, tunnels=()):
         reason="ok", flags=set(), lists=set(), src=None, dst=None, ip_version=0, proto=0, sport=0, dport=0, tos=0,
         ttl=0, tcp_flags=0, first_byte=0, vlan=0, payload_len=0,
     )  # fmt: skip
-    if len(frame) < length:
-        p["flags"].add("CUT")
     try:
         packet(p, frame, max(0, min(length, LENGTH_MAX) - len(frame)), linktype, tunnels)
     except Stop as stopped:
@@ -83,18 +81,18 @@ def packet(p, frame, missing, linktype, tunnels):
 
 def enter(p):
     """From here on the row speaks of what is inside the tunnel."""
-    p["flags"] = p["flags"] & {"CUT", "VLAN"} | {"TUNNEL"}
+    p["flags"] = p["flags"] & {"VLAN"} | {"TUNNEL"}
     p.update(src=None, dst=None, ip_version=0, proto=0, tos=0, ttl=0)
 
 
 def direction(p):
-    """In the list of IP packets; which end is the higher one, and whether both are the same host."""
+    """In the list of IP packets; which end is the higher one, and whether both ends of an echo are the same host."""
     p["lists"].add("ip")
     icmp = p["proto"] in (ICMP, ICMPV6)
-    source, target = (p["src"], 0 if icmp else p["sport"]), (p["dst"], 0 if icmp else p["dport"])
+    source, target = (0 if icmp else p["sport"], p["src"]), (0 if icmp else p["dport"], p["dst"])
     if source > target:
         p["flags"].add("REVERSE")
-    if p["src"] == p["dst"]:
+    if p["src"] == p["dst"] and "echo" in p["lists"]:
         p["flags"].add("SELF")
 
 

@@ -222,8 +222,6 @@ def fill(buf, frames, options, packets, scratch, lists, counts, reasons, first_s
 FRAME_BYTES, N_REASONS, DECODE = FRAME.itemsize, len(wire.REASONS), wire.DECODE
 DECODING = np.dtype(  # context of the stage, by addresses
     [
-        ("frames", np.int64),  # of the block
-        ("seq", np.int64),  # number of its first one
         ("clock", np.int64),  # CLOCK; 0: the frames have their clocks
         *((name, np.int64) for name in ("options", "reasons", *Scratch._fields)),
     ],
@@ -234,7 +232,7 @@ DECODING = np.dtype(  # context of the stage, by addresses
 def decode_stage(context, batch):
     """Decode the tile at hand; see chain.py."""
     c, b = array_at(context, 1, DECODING)[0], array_at(batch, 1, BATCH)[0]
-    frames = array_at(c.frames + b.first * FRAME_BYTES, b.count, FRAME)
+    frames = array_at(b.frames + b.first * FRAME_BYTES, b.count, FRAME)
     if c.clock:
         b.clock = set_clock(frames, array_at(c.clock, 1, CLOCK))
     numbers = b.rows + 1
@@ -253,7 +251,7 @@ def decode_stage(context, batch):
         array_at(b.lists, (len(KINDS), numbers), np.int32),
         array_at(b.counts, len(KINDS), np.int64),
         array_at(c.reasons, (2, N_REASONS), np.int64),
-        c.seq + b.first,
+        b.seq + b.first,
     )
     return DONE
 
@@ -287,9 +285,13 @@ class Batch:
     def give(self, block, first_seq):
         """The block that is to be decoded next; it must stay until the batch is used up."""
         self.block, self.frames = block, len(block.frames)
-        row, context = self.row[0], self.context[0]
+        row = self.row[0]
         row["buf"], row["buf_bytes"] = block.buf.ctypes.data, len(block.buf)
-        context["frames"], context["seq"] = block.frames.ctypes.data, first_seq
+        row["frames"], row["seq"] = block.frames.ctypes.data, first_seq
+
+    def expect(self, most, first_seq):
+        """The same where a stage before decoding finds the frames, at most so many."""
+        self.block, self.frames, self.row[0]["seq"] = None, most, first_seq
 
     def decode(self):
         """The stage where it is called from Python."""
@@ -298,7 +300,7 @@ class Batch:
         if self.clocks is not None:
             row.clock = set_clock(frames, self.clocks)
         work = self.packets, self.scratch, self.lists, self.counts, self.reasons
-        fill(self.block.buf, frames, self.options, *work, int(self.context[0].seq) + int(row.first))
+        fill(self.block.buf, frames, self.options, *work, int(row.seq) + int(row.first))
         return DONE
 
     def fill(self, block, options, first_seq, clock):

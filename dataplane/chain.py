@@ -15,9 +15,9 @@ from numba.extending import intrinsic
 from dataplane.kernels import Kernel
 from dataplane.records import CHECKED, rows, zeros
 
-# What a stage returns: it is done with the tile; its events must be taken before it can go on. 0: it has raised, and
-# numba has written to stderr what
-DONE, AGAIN = 1, 2
+# What a stage returns: it is done with the tile; its events must be taken before it can go on; it has no frames to give.
+# 0: it has raised, and numba has written to stderr what
+DONE, AGAIN, SPENT = 1, 2, 3
 
 PLACE = np.dtype(
     [
@@ -81,7 +81,8 @@ else:
 
 
 def go(stages, batches, places, ticks):
-    """Run all stages over what is left of the block. AGAIN: a stage's events must be taken, then call again.
+    """Run all stages over what is left of the block. AGAIN: a stage's events must be taken, then call again. SPENT:
+    the first stage has found no more of the frames that it was to give.
 
     A block without frames is one tile: only time passes.
 
@@ -89,7 +90,8 @@ def go(stages, batches, places, ticks):
     """
     batch, place = batches[0], places[0]
     while True:
-        batch.first, batch.count = place.first, min(place.tile, place.frames - place.first)
+        if place.stage == 0:
+            batch.first, batch.count = place.first, min(place.tile, place.frames - place.first)
         while place.stage < len(stages):
             begun = cycles()
             done = call(stages, place.stage, batches)
@@ -116,10 +118,13 @@ class Chain:
         self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
 
     def over(self, batch, tile):
-        """Run the stages over the block that `batch` was given. Yields whenever a stage's events must be taken."""
+        """Run the stages over the block that `batch` was given, or the frames that it may expect, and note how many that
+        were. Yields whenever a stage's events must be taken.
+        """
         self.places[0] = 0, 0, batch.frames, tile
         table = [lambda rows, s=s: s(batch) for s in self.table] if CHECKED else self.table
         while (done := go(table, batch.row, self.places, self.ticks)) == AGAIN:
             yield
-        if done != DONE:
+        batch.frames = int(self.places[0]["first"])
+        if done not in (DONE, SPENT):
             raise RuntimeError(f"{self.stages[self.places[0]['stage']].name} failed")

@@ -19,7 +19,7 @@ from dataplane.events import Events
 from dataplane.flowtable import TICK_BITS
 from dataplane.kernels import Kernel
 from dataplane.ledger import Ledger
-from dataplane.records import FRAME, Block, rows, rows_of
+from dataplane.records import FRAME, Block, Stretch, rows, rows_of
 from dataplane.runner import FINISH_STATES, make_runners
 
 BLOCK_TILES = 4  # a block has so many
@@ -28,6 +28,7 @@ DELIVER_BLOCKS = 8  # with several workers, after so many blocks
 DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver")
+SECONDS_OF = {"reading": "read", "decoding": "decode"}  # by a chain's stage
 NOTHING = Block(np.zeros(1, np.uint8), rows(FRAME, 0))  # a block in which only time passes
 
 
@@ -66,7 +67,7 @@ class Engine:
         detecting = [[runner.stage() for runner in share] for share in self.runners]
         if workers == 1:
             detecting[0].insert(0, self.batches[0].stage(options, self.clock))
-        self.chains = [Chain(stages) for stages in detecting]
+        self.chains, self.stretching = [Chain(stages) for stages in detecting], None
         self.options, self.set_clock = options, Kernel(set_clock)
         self.pending, self.delivered_at, self.delivered_s = [[] for _ in self.detectors], 0, time.perf_counter()
         self.seconds, self.booking = dict.fromkeys(STAGES, 0.0), threading.Lock()
@@ -75,11 +76,13 @@ class Engine:
     def run(self, source, watch=None):
         """Read one capture to its end. `watch(batch, block)` sees each tile or batch after decoding, in order.
 
-        The source must keep `hold` blocks valid.
+        The source must keep `hold` blocks valid. Where nobody watches and it offers `stretches`, they are taken.
         """
         self.files.append((self.seen, source.name))
-        blocks = source.blocks()
-        (self.run_alone if self.workers == 1 else self.run_together)(blocks, watch)
+        if self.workers > 1:
+            self.run_together(source.blocks(), watch)
+        else:
+            self.run_alone(source.stretches() if not watch and hasattr(source, "stretches") else source.blocks(), watch)
 
     def next_block(self, blocks):
         started = time.perf_counter()
@@ -90,7 +93,10 @@ class Engine:
     def run_alone(self, blocks, watch):
         """Each block through one chain."""
         while (block := self.next_block(blocks)) is not None:
-            self.go_through(block, watch)
+            if isinstance(block, Stretch):
+                self.go_on(block)
+            else:
+                self.go_through(block, watch)
 
     def follow(self, blocks, watch=None):
         """Live, with one worker: `blocks` yields a Block, or where none is ready the ns since the last one.
@@ -110,26 +116,35 @@ class Engine:
         """One block through decoding and all detectors, in tiles, by the calling thread."""
         batch = self.batches[0]
         for part in tiles_of(block, self.tile) if watch else (block,):
-            started = time.perf_counter()
             batch.give(part, self.seen)
-            made = self.detect(0, batch, self.tile)
-            self.divide(time.perf_counter() - started)
-            self.settle(batch, part, [made], watch)
-            waited = time.perf_counter() - self.delivered_s > DELIVER_SECONDS
-            if waited or any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
-                self.hand_on()
+            self.run_chain(self.chains[0], part, watch)
+
+    def go_on(self, stretch):
+        """What a stretch has to give, by the calling thread."""
+        if self.stretching is None or self.stretching.stages[0] is not stretch.stage:
+            self.stretching = Chain([stretch.stage, *self.chains[0].stages])
+        self.batches[0].expect(DELIVER_PACKETS, self.seen)
+        self.run_chain(self.stretching, None, None)
+
+    def run_chain(self, chain, block, watch):
+        started, batch = time.perf_counter(), self.batches[0]
+        made = self.detect(chain, 0, batch, self.tile)
+        self.divide(chain, time.perf_counter() - started)
+        self.settle(batch, block, [made], watch)
+        waited = time.perf_counter() - self.delivered_s > DELIVER_SECONDS
+        if waited or any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
+            self.hand_on()
 
     def load(self):
         """Load what is compiled now, not at the first packet, with one worker."""
         self.go_through(NOTHING)
 
-    def divide(self, busy):
+    def divide(self, chain, busy):
         """Book the seconds of a chain's run under its stages."""
-        ticks = self.chains[0].ticks
-        decoding = busy * int(ticks[0]) / max(1, int(ticks.sum()))
-        self.seconds["decode"] += decoding
-        self.seconds["detect"] += busy - decoding
-        ticks[:] = 0
+        tick = busy / max(1, int(chain.ticks.sum()))
+        for stage, ticks in zip(chain.stages, chain.ticks.tolist(), strict=True):
+            self.seconds[SECONDS_OF.get(stage.name, "detect")] += ticks * tick
+        chain.ticks[:] = 0
 
     def pass_time(self, clock):
         """Bring the capture clock to `clock` without a packet, with one worker."""
@@ -160,7 +175,7 @@ class Engine:
 
         def detect(share, slot, job):
             started, batch = time.perf_counter(), self.batches[slot]
-            made = job.made[share] = self.detect(share, batch, batch.frames)
+            made = job.made[share] = self.detect(self.chains[share], share, batch, batch.frames)
             if job.due:
                 self.take(share, made)
             self.spent("detect", started)
@@ -181,10 +196,10 @@ class Engine:
             yield Job(block, first, self.set_clock(block.frames, self.clock), due, {})
             first, number, last = first + len(block.frames), number + 1, now if due else last
 
-    def detect(self, share, batch, tile):
+    def detect(self, chain, share, batch, tile):
         """Run a share's chain over the block or batch at hand; the bytes of the events made, by detector."""
         made = [[] for _ in self.detectors]
-        for _ in self.chains[share].over(batch, tile):
+        for _ in chain.over(batch, tile):
             self.take(share, made)
         return made
 

@@ -135,6 +135,8 @@ BATCH = np.dtype(
         ("buf_bytes", np.int64),
         ("packets", np.int64),  # PACKET rows of the tile at hand
         ("rows", np.int64),  # room for so many
+        ("frames", np.int64),  # FRAME rows of the block
+        ("seq", np.int64),  # number of its first packet
         ("lists", np.int64),  # int32, (kinds, rows + 1)
         ("counts", np.int64),  # int64, (kinds,)
         ("first", np.int64),  # the tile: its first frame in the block, its frames
@@ -196,6 +198,12 @@ class Rows(np.ndarray):
             self[name][...] = value
         else:
             np.ndarray.__setattr__(self, name, value)
+
+
+class Stretch(NamedTuple):
+    """Instead of Blocks: a chain.Stage that reads frames by itself, tile by tile, as long as it can."""
+
+    stage: object
 
 
 class Block(NamedTuple):

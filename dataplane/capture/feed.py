@@ -30,6 +30,16 @@ class Feed:
         self.buf = self._buffers[0]
         self.base, self.end, self.eof, self.failure = 0, 0, False, None
 
+    @property
+    def fd(self):
+        """The file from which anybody may read on, behind what is shown; -1 where there is none."""
+        return self._reader.fd if self._steady and self._reader.plain else -1
+
+    def went_on(self, passed_bytes, end, read_bytes):
+        """Somebody has read on: `passed_bytes` were dropped from the buffer, which now holds bytes up to `end`."""
+        self.base, self.end = self.base + passed_bytes, end
+        self._reader.bytes_done += read_bytes
+
     def given(self):
         """A block was made of this buffer, so once left it must rest until `hold` others were."""
         self._given = True

@@ -9,8 +9,10 @@ import numpy as np
 from numba import njit
 
 from dataplane.capture.source import DAMAGED, FULL, MORE, WALK, CaptureError, MAX_CAPLEN_bytes, Source, u32
+from dataplane.capture.stretch import Reading, begin, context_of, finish, refill, wants
 from dataplane.kernels import Kernel
-from dataplane.memory import memory
+from dataplane.memory import array_at, memory
+from dataplane.records import CHECKED
 
 HEADER_bytes = 24
 RECORD_bytes, RECORD_MODIFIED_bytes = 16, 24
@@ -68,6 +70,17 @@ def walk(buf, frames, state):
 _walk = Kernel(walk)
 
 
+def read_stage(context, batch):
+    """Reading, as a stage; see stretch.py."""
+    c = context_of(context)
+    state = array_at(c.walk, 1, PCAP)
+    buf, frames = begin(c, batch, state[0])
+    c.status = walk(buf, frames, state)
+    while wants(c, state[0]) and refill(c, buf, state[0]):
+        c.status = walk(buf, frames, state)
+    return finish(c, batch, state[0])
+
+
 def byte_order(head):
     """'<' or '>' of a pcap file that begins with the bytes `head`, None if it is none."""
     for order in "<>":
@@ -97,6 +110,9 @@ class PcapSource(Source):
         row["unit_ns"], row["header_bytes"] = MAGICS[magic]
         row["linktype"] = network & 0xFFFF
         row["order"] = SWAPPED if minor < 3 else DOUBTFUL if minor == 3 else IN_ORDER
+
+    def reading(self):
+        return None if CHECKED or self.feed.fd < 0 else Reading(self.feed, self.state, read_stage, self.block_frames)
 
     def walk(self, frames):
         return _walk(self.feed.buf, frames, self.state)

@@ -57,6 +57,7 @@ class Source:
         self.state = rows(dtype, 1)  # the walk's row, for the kernel
         self.row = self.state.view(np.ndarray).view(dtype)[0]  # the same without attributes, cheaper to ask
         self.row["end"] = feed.end
+        self.block_frames = block_frames
         self._ring = [rows(FRAME, block_frames) for _ in range(hold + 1)]
         self._ended = False
 
@@ -86,6 +87,24 @@ class Source:
         finally:
             self.close()
 
+    def stretches(self):
+        """The same, but where compiled code can read by itself, Stretches: each is to be used up before the next is asked
+        for, and no Block must be needed any more.
+        """
+        if (reading := self.reading()) is None:
+            yield from self.blocks()
+        try:
+            while not self._ended:
+                yield reading.begin()
+                if (status := reading.end()) is not None:
+                    self._answer(status)
+        finally:
+            self.close()
+
+    def reading(self):
+        """The stretch.Reading of this source, None if it has none."""
+        return None
+
     def close(self):
         """Release the file; blocks taken stay valid."""
         self._ended = True
@@ -102,14 +121,18 @@ class Source:
             stays = status == DAMAGED or status == MORE and feed.stays(self.pos, int(row["need"]))
             if row["count"] and not stays:
                 break  # more bytes might move what the frames point at
-            if status == MORE:
-                self._more(int(row["need"]))
-            elif why := self.control() if status == CONTROL else self.why():
-                self._stop(why)
+            self._answer(status)
         count = int(row["count"])
         if count:
             feed.given()
         return count
+
+    def _answer(self, status):
+        """Do what the walk needs to go on, or stop."""
+        if status == MORE:
+            self._more(int(self.row["need"]))
+        elif why := self.control() if status == CONTROL else self.why():
+            self._stop(why)
 
     def _more(self, need):
         """Get more bytes; at the end of them, end, with a sentence if something is left or was damaged."""

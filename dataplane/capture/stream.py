@@ -24,7 +24,7 @@ class Broken(Exception):
 class Raw:
     """Reader of a file descriptor as it is; what `peek` looked at is read first."""
 
-    where = ""
+    where, plain = "", True  # plain: what is read from `fd` is what `readinto` gives
 
     def __init__(self, fd):
         self.fd, self.bytes_done, self._head = fd, 0, b""
@@ -168,7 +168,7 @@ def _next_member(raw, data, packing):
 class Unpacked:
     """Reader of a compressed stream."""
 
-    where = " of the decompressed stream"
+    where, plain = " of the decompressed stream", False
 
     def __init__(self, raw, packing):
         self._raw, self._pieces = raw, unpack(raw, packing)

@@ -1,0 +1,105 @@
+"""Reading in compiled code: a stage that comes before decoding in the same chain. It reads a file in pieces and finds
+the frames of a tile in them, so bytes and rows stay in the second-level cache until all detectors have seen them.
+
+A piece is read to the front of the feed's buffer, behind what is left of the one before. Whatever is not just more of
+the same (the end, damage, a block that Python reads) ends the stretch: the walk then says the same to source.py.
+"""
+
+import numpy as np
+from numba import njit, types
+
+from dataplane.capture.source import MORE
+from dataplane.chain import DONE, SPENT, Stage
+from dataplane.kernels import stage_address
+from dataplane.memory import array_at
+from dataplane.records import BATCH, FRAME, Stretch, rows
+
+PIECE_bytes = 256 << 10
+FRAME_BYTES = FRAME.itemsize
+
+READING = np.dtype(  # context of the stage: addresses and sizes; what it has done
+    [
+        *((name, np.int64) for name in ("fd", "buf", "buf_bytes", "frames", "walk")),
+        ("status", np.int64),  # of the last walk
+        ("read_bytes", np.int64),
+        ("passed_bytes", np.int64),  # before what is now the buffer's first byte
+    ],
+    align=True,
+)
+
+read = types.ExternalFunction("read", types.int64(types.int32, types.int64, types.int64))
+
+
+@njit
+def refill(context, buf, row):
+    """Read a piece; False if there is none, or no room."""
+    left = row.end - row.pos
+    if left + PIECE_bytes > buf.size:
+        return False
+    for i in range(left):
+        buf[i] = buf[row.pos + i]
+    context.passed_bytes += row.pos
+    row.pos, row.end = 0, left
+    got = read(context.fd, context.buf + left, PIECE_bytes)
+    context.read_bytes += max(0, got)
+    row.end += max(0, got)
+    return got > 0
+
+
+# A source's stage is `begin`, its walk, as long as that `wants` more a `refill` and the walk again, `finish`
+
+
+@njit
+def context_of(context):
+    return array_at(context, 1, READING)[0]
+
+
+@njit
+def begin(context, batch, row):
+    """The bytes, and the FRAME rows to be filled."""
+    row.count = 0
+    return array_at(context.buf, context.buf_bytes, np.uint8), array_at(context.frames, batch_of(batch).count, FRAME)
+
+
+@njit
+def batch_of(batch):
+    return array_at(batch, 1, BATCH)[0]
+
+
+@njit
+def wants(context, row):
+    return row.count == 0 and context.status == MORE
+
+
+@njit
+def finish(context, batch, row):
+    """Hand the frames on; what the stage returns."""
+    b = batch_of(batch)
+    b.buf, b.buf_bytes, b.count = context.buf, context.buf_bytes, row.count
+    b.frames = context.frames - b.first * FRAME_BYTES  # as if all tiles were of one long block
+    return DONE if row.count else SPENT
+
+
+class Reading:
+    """What a Source needs for stretches: its feed's file, its walk's row, and the compiled `read_on` for that walk."""
+
+    def __init__(self, feed, state, function, tile):
+        self.feed, self.state, self.frames = feed, state, rows(FRAME, tile)
+        self.context = rows(READING, 1)
+        context = self.context[0]
+        context.fd, context.frames, context.walk = feed.fd, self.frames.ctypes.data, state.ctypes.data
+        self.stretch = Stretch(Stage("reading", stage_address(function), self.context, None))
+
+    def begin(self):
+        """The Stretch that begins where the walk now is."""
+        context = self.context[0]
+        context.buf, context.buf_bytes = self.feed.buf.ctypes.data, len(self.feed.buf)
+        context.read_bytes = context.passed_bytes = 0
+        context.status = MORE
+        return self.stretch
+
+    def end(self):
+        """Bring the feed to where the stretch has come; what its last walk said that somebody else must answer, or None."""
+        context, row = self.context[0], self.state[0]
+        self.feed.went_on(int(context.passed_bytes), int(row.end), int(context.read_bytes))
+        return None if row.count else int(context.status)

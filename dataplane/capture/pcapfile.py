@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from dataplane.capture.source import DAMAGED, FULL, MORE, WALK, CaptureError, MAX_CAPLEN_bytes, Source, u32
-from dataplane.capture.stretch import Reading, begin, context_of, finish, refill, wants
+from dataplane.capture.stretch import Reading, begin, context_of, finish, refill
 from dataplane.kernels import Kernel
 from dataplane.memory import array_at, memory
 from dataplane.records import CHECKED
@@ -76,7 +76,7 @@ def read_stage(context, batch):
     state = array_at(c.walk, 1, PCAP)
     buf, frames = begin(c, batch, state[0])
     c.status = walk(buf, frames, state)
-    while wants(c, state[0]) and refill(c, buf, state[0]):
+    while c.status == MORE and refill(c, state[0]):
         c.status = walk(buf, frames, state)
     return finish(c, batch, state[0])
 

@@ -1,8 +1,8 @@
 """Reading in compiled code: a stage that comes before decoding in the same chain. It reads a file in pieces and finds
 the frames of a tile in them, so bytes and rows stay in the second-level cache until all detectors have seen them.
 
-A piece is read to the front of the feed's buffer, behind what is left of the one before. Whatever is not just more of
-the same (the end, damage, a block that Python reads) ends the stretch: the walk then says the same to source.py.
+Pieces are read until a tile is full, or as many bytes as WINDOW_bytes are before us; what is left is moved to the front
+of the feed's buffer before the next tile. Whatever is not just more of the same (the end, damage, a block that Python reads) ends the stretch: the walk then says the same to source.py.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ from numba import njit, types
 from dataplane.capture.source import MORE
 from dataplane.chain import DONE, SPENT, Stage
 from dataplane.kernels import stage_address
-from dataplane.memory import array_at
+from dataplane.memory import array_at, load64, store64
 from dataplane.records import BATCH, FRAME, Stretch, rows
 
-PIECE_bytes = 256 << 10
+PIECE_bytes, WINDOW_bytes = 128 << 10, 640 << 10
 FRAME_BYTES = FRAME.itemsize
 
 READING = np.dtype(  # context of the stage: addresses and sizes; what it has done
@@ -31,22 +31,27 @@ read = types.ExternalFunction("read", types.int64(types.int32, types.int64, type
 
 
 @njit
-def refill(context, buf, row):
-    """Read a piece; False if there is none, or no room."""
-    left = row.end - row.pos
-    if left + PIECE_bytes > buf.size:
-        return False
-    for i in range(left):
-        buf[i] = buf[row.pos + i]
-    context.passed_bytes += row.pos
+def move(context, row):
+    """Move what is left to the front, and up to seven bytes more."""
+    pos, left = row.pos, row.end - row.pos
+    for i in range(0, left, 8):
+        store64(context.buf, i, load64(context.buf, pos + i))
+    context.passed_bytes += pos
     row.pos, row.end = 0, left
-    got = read(context.fd, context.buf + left, PIECE_bytes)
-    context.read_bytes += max(0, got)
-    row.end += max(0, got)
+
+
+@njit
+def refill(context, row):
+    """Read a piece; whether there was one, and room for it."""
+    if row.end + PIECE_bytes > min(context.buf_bytes, WINDOW_bytes):
+        return False
+    got = max(0, read(context.fd, context.buf + row.end, PIECE_bytes))
+    context.read_bytes += got
+    row.end += got
     return got > 0
 
 
-# A source's stage is `begin`, its walk, as long as that `wants` more a `refill` and the walk again, `finish`
+# A source's stage is `begin`, its walk, while that wants MORE a `refill` and the walk again, `finish`
 
 
 @njit
@@ -57,18 +62,16 @@ def context_of(context):
 @njit
 def begin(context, batch, row):
     """The bytes, and the FRAME rows to be filled."""
+    if row.pos:
+        move(context, row)
     row.count = 0
-    return array_at(context.buf, context.buf_bytes, np.uint8), array_at(context.frames, batch_of(batch).count, FRAME)
+    frames = array_at(context.frames, batch_of(batch).count, FRAME)
+    return array_at(context.buf, context.buf_bytes, np.uint8), frames
 
 
 @njit
 def batch_of(batch):
     return array_at(batch, 1, BATCH)[0]
-
-
-@njit
-def wants(context, row):
-    return row.count == 0 and context.status == MORE
 
 
 @njit

@@ -30,6 +30,8 @@ HEAD_BYTES = HEAD.itemsize
 TICK_BITS = 24  # deadlines are rounded up to 2**24 ns = 16.8 ms
 WHEEL_TICKS = 4096  # 69 s; later deadlines are looked at once a turn
 
+NOT_SWEPT = np.iinfo(np.int64).min  # before the first packet
+
 EMPTY = np.uint64(0)  # the key of a free slot
 
 CONTROL = np.dtype(
@@ -116,7 +118,7 @@ def new_tables(capacity, state, workers=1):
 
 def _control(slots, wheel):
     control = rows(CONTROL, 1)
-    control[0].slots, control[0].wheel = slots, wheel
+    control[0].slots, control[0].wheel, control[0].swept = slots, wheel, NOT_SWEPT
     control[0].blocks_shift = (slots // BLOCK_SLOTS).bit_length() - 1
     return control
 

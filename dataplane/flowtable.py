@@ -30,8 +30,6 @@ HEAD_BYTES = HEAD.itemsize
 TICK_BITS = 24  # deadlines are rounded up to 2**24 ns = 16.8 ms
 WHEEL_TICKS = 4096  # 69 s; later deadlines are looked at once a turn
 
-NOT_SWEPT = np.iinfo(np.int64).min  # before the first packet
-
 EMPTY = np.uint64(0)  # the key of a free slot
 
 CONTROL = np.dtype(
@@ -107,7 +105,7 @@ def new_tables(capacity, state, workers=1):
     states = rows(state, slots)
     links = [zeros(8 * (slots + workers * WHEEL_TICKS)).view(np.uint64) for _ in range(2)]
     for array in links:
-        array[:] = np.arange(len(array), dtype=np.uint64)
+        array[slots:] = np.arange(slots, len(array), dtype=np.uint64)  # nothing is listed
     keys, heads = zeros(8 * slots).view(np.uint64), rows(HEAD, slots)
     views = np.asarray(states).view(np.uint64), np.asarray(heads).view(np.uint8)
     shared = (keys, states, heads, *views, *links)
@@ -118,7 +116,7 @@ def new_tables(capacity, state, workers=1):
 
 def _control(slots, wheel):
     control = rows(CONTROL, 1)
-    control[0].slots, control[0].wheel, control[0].swept = slots, wheel, NOT_SWEPT
+    control[0].slots, control[0].wheel = slots, wheel
     control[0].blocks_shift = (slots // BLOCK_SLOTS).bit_length() - 1
     return control
 

@@ -10,7 +10,9 @@ from numba import njit
 from dataplane.chain import AGAIN, DONE
 from dataplane.flowtable import (
     BLOCK_SLOTS,
+    BORN_WORD,
     CONTROL,
+    DUE_WORD,
     EMPTY,
     HEAD_BYTES,
     LINE_SLOTS,
@@ -48,7 +50,7 @@ step = njit(forceinline=True)(getattr(DETECTOR.step, "py_func", DETECTOR.step)) 
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
 AHEAD_STATES = 8  # the same at the end of input
-USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, 4 * LINE_BYTES), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
+USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, 2 * LINE_BYTES), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 STATE_WORDS = STATE_BYTES // 8
 KIND, EVENT, STATE = DETECTOR.kind, DETECTOR.event, DETECTOR.state
@@ -176,28 +178,29 @@ def advance(table, at, target, events, text, params, turn):
 
 
 @njit
-def admit(table, at, mem, pkt, k):
-    """The slot of a state for a new key, listed under the last tick of the wheel."""
-    control = table.control[0]
+def admit(at, control, mem, pkt, k):
+    """The slot of a state for a new key."""
     slot = take(at, control, k, STATE_WORDS)
     write_ends(at.ends, slot * HEAD_BYTES, mem, pkt)
-    state = table.states[slot]
-    state.born, state.due = pkt.seq, NEVER
-    enlist(at, control, state, slot)
+    put(at.words, slot * STATE_WORDS + BORN_WORD, np.uint64(pkt.seq))
+    put(at.words, slot * STATE_WORDS + DUE_WORD, np.uint64(NEVER))
     return slot
 
 
 @njit(forceinline=True)
-def settle(at, control, state, slot, clock):
+def settle(at, control, state, slot, clock, fresh):
     """After a step: free the state if it is done, list it anew if its deadline came nearer."""
     if state.due == FORGET:
-        delist(at, slot)
+        if not fresh:
+            delist(at, slot)
         give_back(at, control, slot)
         control.expired += 1
         return
     if state.due <= clock:
         state.due = clock + 1
-    if nearer(state):
+    if fresh:
+        enlist(at, control, state, slot)
+    elif nearer(state):
         delist(at, slot)
         enlist(at, control, state, slot)
 
@@ -216,44 +219,6 @@ def gather(packets, index, count, chosen, keys, control, params, turn):
     return np.int64(n)
 
 
-@njit
-def walk_known(packets, chosen, keys, likely, first, last, table, events, params, turn, at, mem, text):
-    """Step the states of the packets from `first` on that are where they are likely to be; where the first is that is not,
-    or before which time must pass.
-    """
-    control = table.control[0]
-    for i in range(np.uint64(first), np.uint64(last)):
-        pkt, slot = packets[np.uint64(chosen[i])], np.int64(likely[i])
-        if word(at.keys, slot) != keys[i] or pkt.clock >> TICK_BITS > control.swept:
-            return np.int64(i)
-        state, event = table.states[np.uint64(slot)], events[np.uint64(turn.made)]
-        if not SILENT:
-            begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
-        code = step(pkt, state, event, params)
-        if code:
-            emit(event, text, at, slot, code, turn)
-            if PACKET_ENDS:
-                write_ends(text, (turn.made - 1) * EVENT_BYTES + ENDS_AT, mem, pkt)
-        settle(at, control, state, slot, pkt.clock)
-    return np.int64(last)
-
-
-@njit
-def locate(pkt, k, slot, table, events, params, turn, at, mem, text):
-    """Let time pass before a packet; the slot of its state, `slot` if that holds its key. -1: the event buffer is full."""
-    control = table.control[0]
-    if not advance(table, at, pkt.clock >> TICK_BITS, events, text, params, turn):
-        return np.int64(-1)
-    if word(at.keys, slot) == k:
-        return slot
-    slot = find(at, control, k)
-    if slot < 0:
-        if crowded(at, control, k):
-            make_room(table, at, pkt, k, events, text, params, turn)
-        slot = admit(table, at, mem, pkt, k)
-    return slot
-
-
 def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, params, turns):
     """Step the states of this worker's packets in `index` and tick those whose time has come by `clock`.
 
@@ -270,17 +235,34 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
         last = min(first + GROUP_PACKETS, n)
         ask_keys(at, slots, keys, min(last + GROUP_PACKETS, n), min(last + 2 * GROUP_PACKETS, n))
         ask_states(at, slots, keys, likely, last, min(last + GROUP_PACKETS, n))
-        while first < last:
-            first = walk_known(packets, chosen, keys, likely, first, last, table, events, p, turn, at, mem, text)
+        if turn.made >= turn.room:
             turn.position = first
-            if turn.made >= turn.room:
-                return AGAIN
-            if first < last:
-                pkt = packets[chosen[first]]
-                slot = locate(pkt, keys[first], np.int64(likely[first]), table, events, p, turn, at, mem, text)
-                if slot < 0:
+            return AGAIN
+        for i in range(np.uint64(first), np.uint64(last)):
+            pkt, k = packets[np.uint64(chosen[i])], keys[i]
+            if pkt.clock >> TICK_BITS > control.swept or not control.started:
+                if not advance(table, at, pkt.clock >> TICK_BITS, events, text, p, turn):
+                    turn.position = i
                     return AGAIN
-                likely[first] = slot
+            slot = np.int64(likely[i])
+            if word(at.keys, slot) != k:
+                slot = find(at, control, k)
+            fresh = slot < 0
+            if fresh:
+                if crowded(at, control, k):
+                    make_room(table, at, pkt, k, events, text, p, turn)
+                slot = admit(at, control, mem, pkt, k)
+            state, event = table.states[np.uint64(slot)], events[np.uint64(turn.made)]
+            if not SILENT:
+                begin(event, pkt.ts, pkt.clock, pkt.seq, pkt.seq, 1)
+            code = step(pkt, state, event, p)
+            if code:
+                emit(event, text, at, slot, code, turn)
+                if PACKET_ENDS:
+                    write_ends(text, (turn.made - 1) * EVENT_BYTES + ENDS_AT, mem, pkt)
+            settle(at, control, state, slot, pkt.clock, fresh)
+        first = last
+    turn.position = turn.chosen
     if control.started and not advance(table, at, clock >> TICK_BITS, events, text, p, turn):
         return AGAIN
     turn.position = 0

@@ -14,7 +14,7 @@ from dataplane.flowtable import new_tables, table_bytes
 from dataplane.kernels import Kernel, stage_address
 from dataplane.records import rows, zeros
 
-GROUP_PACKETS = 64  # the states of a group are asked for while those of the group before are stepped
+GROUP_PACKETS = 16  # the states of a group are asked for while those of the group before are stepped
 ROOM_EVENTS = 2 * GROUP_PACKETS  # a packet makes at most two: one of its own, one of the state it drives out
 BUFFER_EVENTS = 16384  # handed over when full, at the latest
 FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS

@@ -70,6 +70,7 @@ STATE = state_row(
     ("phase", np.uint8),
     ("count", np.uint8),  # of arrivals
     ("starter", np.uint8),  # index of the flow whose candidate completed the stall's first window
+    ("guards", GUARD, FLOWS_MAX),  # the first lies in the first cache line: most packets touch no other
     ("end_due", np.int64),  # clock at which the window in hand is complete
     ("shift", np.int64),  # clock - ts at the newest arrival
     ("start", np.int64),
@@ -79,7 +80,6 @@ STATE = state_row(
     ("total", np.int32),  # candidates of the stall that have left `arrivals`
     ("owners", np.uint8, N_MAX + 1),  # index of each arrival's flow
     ("arrivals", np.int64, N_MAX + 1),  # ts, ascending
-    ("guards", GUARD, FLOWS_MAX),  # last, since of one flow only the first is touched
 )
 
 STALL_START = (

@@ -105,11 +105,15 @@ def earliest(mem, lanes):
 
 
 @njit
-def may_go(mem, lanes, age):
-    """Whether a frame may go before those that lanes without one may bring; age: ns since its block was seen."""
+def may_go(mem, lanes, age, pressing):
+    """Whether a frame may go before those that lanes without one may bring; age: ns since its block was seen.
+
+    A lane of which enough was shown goes on with the next call; that is never long.
+    """
     sure = True
     for i in range(lanes.size):
-        sure &= lanes[i].left > 0 or age >= QUEUED_ns and is_empty(mem, lanes[i])
+        empty = lanes[i].ahead == 0 and (pressing or age >= QUEUED_ns and is_empty(mem, lanes[i]))
+        sure &= lanes[i].left > 0 or empty
     return sure
 
 
@@ -136,7 +140,7 @@ def merge(buf, words, frames, lanes, seen, now):
         pressing |= is_pressing(lanes[i], seen[i], now)
     while found < frames.size:
         first, last = earliest(mem, lanes)
-        if first < 0 or not pressing and not may_go(mem, lanes, now - seen[first, lanes[first].block]):
+        if first < 0 or not may_go(mem, lanes, now - seen[first, lanes[first].block], pressing):
             break
         lane = lanes[first]
         count = count_until(mem, lane, last, frames.size - found)

@@ -75,6 +75,12 @@ def test_one_interface_is_as_quick_as_before_when_the_other_is_silent(link, tmp_
     assert sorted(late)[len(late) // 2] < HELD_seconds
 
 
+def mapped(agent):
+    """How often a ring is mapped."""
+    maps = Path(f"/proc/{agent.pid}/maps").read_text()
+    return sum("packet" in line or "socket:" in line for line in maps.splitlines())
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_of_two_interfaces_vanishes_and_is_made_again(pair, tmp_path, workers):
     with second_pair(pair) as (sender, receiver):
@@ -89,11 +95,10 @@ def test_one_of_two_interfaces_vanishes_and_is_made_again(pair, tmp_path, worker
                 exchange(sender, sender, TURN, (turn * 2 + 1) * TURN)
                 pair.make_pair()
                 agent.hear("b0: the interface is back", since=since)
-            maps = Path(f"/proc/{agent.pid}/maps").read_text()
+            wait_until(lambda: mapped(agent) == 2 * workers)
             ended = agent.end()
     balanced(ended, 3 * 4 * TURN)
     assert ended.made == 3 * 2 * TURN + 1 == len(agent.events("icmp.rtt")) + 1
-    assert sum("packet" in line or "socket:" in line for line in maps.splitlines()) == 2 * workers
 
 
 def test_term_under_the_load_of_two_interfaces(link, tmp_path):

@@ -34,17 +34,18 @@ from dataplane.records import FRAME, NEVER, Block, rows
 
 QUEUED_ns = 1_000_000  # so long may a packet that has its stamp wait in a card or for a processor
 HOLD_ns = 100_000_000  # beyond the time after which the kernel should have shown what it has
+RUN_frames = 32  # that are looked at before they are walked: they are still in the cache then
 FULL_SHARE = 3 / 4  # of a ring's blocks at hand: it is mostly full
 MAP_NORESERVE = 0x4000  # mman.h: memory that is never used is not asked for
 NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE  # where no ring is
 
 LANE = np.dtype(  # a ring among others, or the place of one that is not there, with zeros at `base` and no blocks
     [
-        *((name, WALK[name]) for name in WALK.names),
         ("ahead", np.int64),  # blocks at hand, from `block` on
         ("full", np.int64),  # with so many the ring is mostly full
         ("hold", np.int64),  # ns that a block may be held back
         ("walked", np.int64),  # frames
+        *((name, WALK[name]) for name in WALK.names),  # last: else numba takes a LANE for a WALK, and says so
     ],
     align=True,
 )
@@ -119,8 +120,8 @@ def may_go(mem, lanes, age, pressing):
 
 @njit
 def count_until(mem, lane, last, most):
-    """How many frames of the lane's block go at once: the next one, and those behind it until the time `last`."""
-    most, at, count = min(most, lane.left), lane.at, 0
+    """How many frames of the lane's block go at once: the next one, and some behind it until the time `last`."""
+    most, at, count = min(most, lane.left, RUN_frames), lane.at, 0
     while count < most and (count == 0 or time_at(mem, at, lane.big) <= last):
         at += u32(mem, at, lane.big)
         count += 1

@@ -147,7 +147,7 @@ class Share:
         options = [port.options for port in self.ports]
         blocks = max(each.ring_bytes // each.block_bytes for each in options)
         merge = Merge(len(options), max(each.ring_bytes for each in options), blocks, self.margin_ns)
-        merge.follow([port.rings[self.number] for port in self.ports])
+        merge.follow(self._places())
         return merge
 
     def elapsed(self, now_ns):
@@ -180,22 +180,29 @@ class Share:
 
     def _readers(self):
         """What there is to `take` from: the one ring, or all as one."""
-        if self.merge is None:
-            return self._rings()
-        self.merge.follow([port.rings[self.number] for port in self.ports])
-        return [self.merge]
+        self._follow()
+        return self._rings() if self.merge is None else [self.merge]
+
+    def _follow(self):
+        if self.merge is not None:
+            self.merge.follow(self._places())
 
     def _holding(self):
         return self.merge is not None and self.merge.holding
 
+    def _places(self):
+        """The ring on each port, None where there is none."""
+        return [port.rings[self.number] for port in self.ports]
+
     def _rings(self):
-        return [ring for port in self.ports if (ring := port.rings[self.number])]
+        return [ring for ring in self._places() if ring]
 
     def _leave_gone(self):
         for port in self.ports:
             ring = port.rings[self.number]
             if port.gone and ring and (ring.behind <= 0 or time.monotonic() - port.gone_at > STOP_seconds):
                 port.leave(self.number)
+                self._follow()  # its memory is free at once
 
     def stop(self):
         """End when all that the kernel has counted was seen. The ports must have been stopped before."""

@@ -165,6 +165,7 @@ class Merge:
         self.buf, self.words = np.frombuffer(self.range, np.uint8), np.frombuffer(self.range, np.uint32)
         self.ring_bytes, self.hold_ns, self.rings = ring_bytes, margin_ns + HOLD_ns, [None] * count
         self.lanes, self.seen, self.merge = rows(LANE, count), np.zeros((count, blocks), np.int64), Kernel(merge)
+        self.ahead, self.walked = (np.asarray(self.lanes[name]) for name in ("ahead", "walked"))  # quicker to ask
         for place in range(count):
             self._leave(place)
         self.take(rows(FRAME, 0))  # loads what is compiled
@@ -197,16 +198,16 @@ class Merge:
         now = time.monotonic_ns()
         count = self.merge(self.buf, self.words, frames, self.lanes, self.seen, now)
         if count:
-            for ring, lane in zip(self.rings, self.lanes, strict=True):
+            for ring, walked in zip(self.rings, self.walked.tolist(), strict=True):
                 if ring:
-                    ring.walked = int(lane.walked)
+                    ring.walked = walked
         return Block(self.buf, frames[:count])
 
     @property
     def holding(self):
         """Whether frames are at hand that may not go yet, after a `take` that found none."""
-        return bool(self.lanes["ahead"].any())
+        return any(self.ahead.tolist())
 
     def holds(self, ring):
         """Whether the ring has something at hand."""
-        return ring in self.rings and bool(self.lanes[self.rings.index(ring)].ahead)
+        return ring in self.rings and self.ahead[self.rings.index(ring)] > 0

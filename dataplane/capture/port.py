@@ -18,7 +18,7 @@ from dataplane.records import FRAME, rows
 
 IDLE_ms = 50  # without packets, so often time is passed on
 STOPPING_ms = 1
-HOLDING_ms = 2  # while packets of one interface wait for those of another
+HOLDING_ms = 2, 10  # while packets of one interface wait for those of another, at first and then; the latter wake it
 EVERYTHING = [(0x06, 0, 0, 0xFFFFFFFF)]  # ret: the whole packet
 STOP_seconds = 2.0  # what the kernel has counted is waited for so long at the end
 BUSY_packets, NAP_RETIRES = 2048, 2  # after so many at once it sleeps for so many retire times
@@ -141,6 +141,7 @@ class Share:
         long_enough = all(port.options.ring_bytes >= NAP_RING_bytes for port in ports)
         self.taken, self.nap_seconds = 0, min(NAP_RETIRES * port.options.retire_ms for port in ports) / 1000
         self.nap_seconds = min(self.nap_seconds, NAP_MOST_seconds) if long_enough else 0.0
+        self.held = 0  # passes in a row with packets at hand that had to wait for others
         self.merge = self._merge() if len(ports) > 1 else None
 
     def _merge(self):
@@ -170,9 +171,10 @@ class Share:
                 del block  # it holds the ring's memory
             self.alive = time.monotonic()
             self.taken += taken
+            self.held = self.held + 1 if not taken and self._holding() else 0
             self._leave_gone()
             if not taken:
-                yield self.elapsed(now_ns) if self.read_ns and not self._holding() else 0
+                yield self.elapsed(now_ns) if self.read_ns and not self.held else 0
                 rings = self._rings()
                 if self._done(rings):
                     return
@@ -223,8 +225,9 @@ class Share:
             time.sleep(self.nap_seconds)
             return
         limit_ms = IDLE_ms if self.stopping is None else STOPPING_ms
-        if self._holding():  # a ring with packets at hand is always ready
-            rings, limit_ms = [ring for ring in rings if not self.merge.holds(ring)], min(limit_ms, HOLDING_ms)
+        if self.held:  # a ring with packets at hand is always ready
+            rings = [ring for ring in rings if not self.merge.holds(ring)]
+            limit_ms = min(limit_ms, HOLDING_ms[self.held > 1 and self.nap_seconds > 0])  # a small ring fills quickly
         if rings != self.polled:
             self.polled, self.poller = rings, select.poll()
             for ring in rings:

@@ -85,13 +85,13 @@ class Agent:
                 group = live.fanout_group + number if live.fanout_group else 0  # a group belongs to one interface
                 fanout = (group, live.fanout == "flow")
                 self.ports.append(Port(name, options, settings.workers, filtering, fanout))
+            self.workers = [Worker(n, self.ports, *make_engine()) for n in range(settings.workers)]
         except CaptureError as error:
             self.close()
             raise Exit(PRIVILEGE if "CAP_NET_RAW" in str(error) else USAGE, str(error)) from error
         except PermissionError as error:
             self.close()
             raise Exit(PRIVILEGE, str(error)) from error
-        self.workers = [Worker(n, self.ports, *make_engine()) for n in range(settings.workers)]
 
     def start(self):
         gc.collect()

@@ -14,6 +14,7 @@ import numpy as np
 import detectors as registry
 from dataplane.batch import Batch
 from dataplane.cache import cold, is_temporary
+from dataplane.capture.merge import Merge
 from dataplane.capture.ring import WALK, walk
 from dataplane.capture.sieve import Sieve
 from dataplane.events import Events, Renderer, json_lines
@@ -25,6 +26,7 @@ from qoetap import config
 
 LOOP = "loop.stage_"
 UNIT_SECONDS = 4  # about what one unit takes
+PAGE_bytes = 4096
 SMALL = 64  # rows and states: nothing is done with them
 
 
@@ -93,6 +95,7 @@ OTHERS = {
     "batch.decode_stage": compile_decode,
     "sieve.mark": compile_sieve,
     "ring.walk": compile_walk,
+    "merge.merge": lambda: Merge(2, PAGE_bytes, 1, 0),
     "evidence.keep": lambda: History(SMALL),
 }
 

@@ -1,4 +1,4 @@
-"""Interfaces and workers: on each Port a Ring for each worker; a Share is what one worker reads, of all ports in turn.
+"""Interfaces and workers: on each Port a Ring for each worker; a Share is what one worker reads, of all ports.
 
 The thread that opens the ports also looks after them (`Port.look`): an interface may go down, vanish and come back. A
 worker closes its ring on an interface that is gone when it has taken what was left; when all have, and the interface
@@ -11,12 +11,14 @@ import threading
 import time
 
 from dataplane.capture import interface
+from dataplane.capture.merge import Merge
 from dataplane.capture.ring import Counts, Ring
 from dataplane.capture.source import CaptureError
 from dataplane.records import FRAME, rows
 
 IDLE_ms = 50  # without packets, so often time is passed on
 STOPPING_ms = 1
+HOLDING_ms = 2, 10  # while packets of one interface wait for those of another, at first and then; the latter wake it
 EVERYTHING = [(0x06, 0, 0, 0xFFFFFFFF)]  # ret: the whole packet
 STOP_seconds = 2.0  # what the kernel has counted is waited for so long at the end
 BUSY_packets, NAP_RETIRES = 2048, 2  # after so many at once it sleeps for so many retire times
@@ -123,7 +125,10 @@ class Port:
 
 
 class Share:
-    """What worker `number` reads. Yields Blocks, each valid until the next, and when there is none the ns since."""
+    """What worker `number` reads. Yields Blocks, each valid until the next, and when there is none the ns since.
+
+    The packets of several ports come in order of time. CaptureError: the rings of several ports cannot be mapped.
+    """
 
     def __init__(self, ports, number, block_frames):
         self.ports, self.number = ports, number
@@ -136,6 +141,15 @@ class Share:
         long_enough = all(port.options.ring_bytes >= NAP_RING_bytes for port in ports)
         self.taken, self.nap_seconds = 0, min(NAP_RETIRES * port.options.retire_ms for port in ports) / 1000
         self.nap_seconds = min(self.nap_seconds, NAP_MOST_seconds) if long_enough else 0.0
+        self.held = 0  # passes in a row with packets at hand that had to wait for others
+        self.merge = self._merge() if len(ports) > 1 else None
+
+    def _merge(self):
+        options = [port.options for port in self.ports]
+        blocks = max(each.ring_bytes // each.block_bytes for each in options)
+        merge = Merge(len(options), max(each.ring_bytes for each in options), blocks, self.margin_ns)
+        merge.follow(self._places())
+        return merge
 
     def elapsed(self, now_ns):
         """Nanoseconds since the last packet, at a monotonic time before which the rings were found empty.
@@ -145,11 +159,11 @@ class Share:
         return max(0, now_ns - self.read_ns - self.margin_ns)
 
     def blocks(self):
-        """Blocks of all rings in turn, until `stop` and nothing is left."""
+        """Blocks of all rings, until `stop` and nothing is left."""
         while True:
             taken, now_ns = 0, time.monotonic_ns()
-            for ring in self._rings():
-                block = ring.take(self.frames)
+            for reader in self._readers():
+                block = reader.take(self.frames)
                 if len(block.frames):
                     self.read_ns = time.monotonic_ns()
                     taken += len(block.frames)
@@ -157,22 +171,40 @@ class Share:
                 del block  # it holds the ring's memory
             self.alive = time.monotonic()
             self.taken += taken
+            self.held = self.held + 1 if not taken and self._holding() else 0
             self._leave_gone()
             if not taken:
-                yield self.elapsed(now_ns) if self.read_ns else 0
+                yield self.elapsed(now_ns) if self.read_ns and not self.held else 0
                 rings = self._rings()
                 if self._done(rings):
                     return
                 self._wait(rings)
 
+    def _readers(self):
+        """What there is to `take` from: the one ring, or all as one."""
+        self._follow()
+        return self._rings() if self.merge is None else [self.merge]
+
+    def _follow(self):
+        if self.merge is not None:
+            self.merge.follow(self._places())
+
+    def _holding(self):
+        return self.merge is not None and self.merge.holding
+
+    def _places(self):
+        """The ring on each port, None where there is none."""
+        return [port.rings[self.number] for port in self.ports]
+
     def _rings(self):
-        return [ring for port in self.ports if (ring := port.rings[self.number])]
+        return [ring for ring in self._places() if ring]
 
     def _leave_gone(self):
         for port in self.ports:
             ring = port.rings[self.number]
             if port.gone and ring and (ring.behind <= 0 or time.monotonic() - port.gone_at > STOP_seconds):
                 port.leave(self.number)
+                self._follow()  # its memory is free at once
 
     def stop(self):
         """End when all that the kernel has counted was seen. The ports must have been stopped before."""
@@ -192,11 +224,15 @@ class Share:
         if taken >= BUSY_packets and self.nap_seconds and self.stopping is None:
             time.sleep(self.nap_seconds)
             return
+        limit_ms = IDLE_ms if self.stopping is None else STOPPING_ms
+        if self.held:  # a ring with packets at hand is always ready
+            rings = [ring for ring in rings if not self.merge.holds(ring)]
+            limit_ms = min(limit_ms, HOLDING_ms[self.held > 1 and self.nap_seconds > 0])  # a small ring fills quickly
         if rings != self.polled:
             self.polled, self.poller = rings, select.poll()
             for ring in rings:
                 self.poller.register(ring.socket, select.POLLIN | select.POLLERR)
         by_fd = {ring.socket.fileno(): ring for ring in rings}
-        for fd, event in self.poller.poll(IDLE_ms if self.stopping is None else STOPPING_ms):
+        for fd, event in self.poller.poll(limit_ms):
             if event & ~select.POLLIN:
                 by_fd[fd].pardon()

@@ -1,12 +1,14 @@
 """A ring of packets shared with the kernel (packet(7), AF_PACKET TPACKET_V3): mapped, walked in place, never copied.
 
 The kernel fills blocks of the ring and hands each over when it is full or has waited for the retire time. A Ring is one
-socket on one interface; each `take` shows the frames of some blocks and gives back those of the one before. Structures
-and numbers: linux/if_packet.h.
+socket on one interface; each `take` shows the frames of some blocks and gives back those of the one before. Several
+rings are read as one by merge.py. Structures and numbers: linux/if_packet.h.
 """
 
+import ctypes
 import errno
 import mmap
+import os
 import socket
 import struct
 import sys
@@ -41,11 +43,13 @@ FRAME_bytes = 2048  # what the interface's definition asks for; frames of versio
 SHOWN_SHARE = 4  # of the ring's blocks, one in so many is shown at a time: the kernel needs room meanwhile
 BIG = int(sys.byteorder == "big")
 DROP_ALL = [(0x06, 0, 0, 0)]  # ret #0
+MAP_FIXED = 0x10  # mman.h: in place of what is there
 
 WALK = np.dtype(
     [
+        ("base", np.int64),  # where the ring begins, in the buffer
         ("block", np.int64),  # number of the block at hand
-        ("at", np.int64),  # next frame, in the ring
+        ("at", np.int64),  # next frame, in the buffer
         ("left", np.int64),  # frames of the block that were not walked yet
         ("shown", np.int64),  # blocks before it that are to be given back
         ("most", np.int64),  # of which there may be so many
@@ -87,13 +91,25 @@ def put_tag_back(buf, at, tci, tpid):
 
 
 @njit
+def is_ours(mem, row, block):
+    """Whether the kernel has handed block number `block` over."""
+    return u32(mem, row.base + block * row.block_bytes + STATUS_AT, row.big) & BLOCK_OURS != 0
+
+
+@njit
+def enter_block(mem, row):
+    """Go to the first frame of the block at hand."""
+    start = row.base + row.block * row.block_bytes
+    row.left, row.at = u32(mem, start + PACKETS_AT, row.big), start + u32(mem, start + FIRST_AT, row.big)
+
+
+@njit
 def open_block(mem, row):
     """Look for the next block that the kernel has handed over; False: there is none, or enough were shown."""
     while row.left == 0:
-        start = row.block * row.block_bytes
-        if row.shown >= row.most or not u32(mem, start + STATUS_AT, row.big) & BLOCK_OURS:
+        if row.shown >= row.most or not is_ours(mem, row, row.block):
             return False
-        row.left, row.at = u32(mem, start + PACKETS_AT, row.big), start + u32(mem, start + FIRST_AT, row.big)
+        enter_block(mem, row)
         if row.left == 0:
             leave_block(row)
     return True
@@ -111,8 +127,14 @@ def give_back(words, row):
     """Give the blocks that were shown back to the kernel."""
     for i in range(row.shown):
         block = (row.block - row.shown + i) % row.blocks
-        words[(block * row.block_bytes + STATUS_AT) >> 2] = 0
+        words[(row.base + block * row.block_bytes + STATUS_AT) >> 2] = 0
     row.shown = 0
+
+
+@njit
+def time_at(mem, at, big):
+    """When the packet of the frame at `at` came, in ns."""
+    return u32(mem, at + SEC_AT, big) * 1_000_000_000 + u32(mem, at + NSEC_AT, big)
 
 
 @njit
@@ -127,7 +149,7 @@ def walk_block(buf, mem, frames, first, count, row):
             put_tag_back(buf, offset, u32(mem, at + TCI_AT, big), tpid)
             offset, length, captured = offset - TAG_bytes, length + TAG_bytes, captured + TAG_bytes
         frame.offset, frame.len, frame.caplen = offset, length, captured
-        frame.ts = u32(mem, at + SEC_AT, big) * 1_000_000_000 + u32(mem, at + NSEC_AT, big)
+        frame.ts = time_at(mem, at, big)
         frame.linktype, frame.flags = row.linktype, 0
         at += u32(mem, at + NEXT_AT, big)
     row.at, row.left = at, row.left - count
@@ -145,6 +167,18 @@ def walk(buf, words, frames, state):
         if row.left == 0:
             leave_block(row)
     return found
+
+
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_mmap.restype = ctypes.c_void_p
+
+
+def map_over(address, size, flags, fd=-1):
+    """Map `size` bytes of `fd` in place of what the caller has at `address` (mmap(2)). OSError: it cannot be."""
+    found = _mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags | MAP_FIXED, fd, 0)
+    if found != address:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 class Ring:
@@ -227,6 +261,15 @@ class Ring:
         count = self.walk(self.buf, self.words, frames, self.state)
         self.walked += count
         return Block(self.buf, frames[:count])
+
+    def move(self, address):
+        """Have the memory at `address`, where somebody else reads it, instead of here. CaptureError: it cannot be."""
+        try:
+            map_over(address, self.options.ring_bytes, mmap.MAP_SHARED, self.socket.fileno())
+        except OSError as error:
+            raise CaptureError(f"{self.name}: the ring could not be mapped ({error.strerror})") from error
+        self.words = self.buf = None
+        self.map.close()
 
     def count(self):
         """Bring `counts` up to date (the kernel forgets what it has told)."""

@@ -9,7 +9,6 @@ but while packets come not between reading one counter and the next.
 """
 
 import functools
-import os
 import platform
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 import detectors as registry
-from dataplane.sinks import FILES, SUFFIXES
+from dataplane.sinks.names import SECRET, redacted
 from dataplane.wire import FILTERED, OK, REASONS
 from qoetap import __version__
 
@@ -107,14 +106,13 @@ def output_labels(specs):
 
 
 def output_label(spec):
-    """The output without what may be a secret: password, query, the path of a web hook, what others' sinks take."""
-    if "://" in spec:
-        url = urlsplit(spec)
+    """The redacted output, and of web hooks the host only: their path may be a secret too."""
+    shown = redacted(spec)
+    if "://" in shown:
+        url = urlsplit(shown)
         topic = url.path if url.scheme == "kafka" else ""
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{topic}"
-    name, colon, _ = spec.partition(":")
-    is_file = name in FILES or os.path.splitext(spec)[1] in SUFFIXES
-    return name if colon and not is_file else spec
+    return shown.removesuffix(f":{SECRET}")
 
 
 FAMILIES = (

@@ -4,11 +4,12 @@ In `replay` a full queue holds up the reading, an output that fails is told once
 `failed` asks the run to end. In `live` nothing is held up: what cannot be written is dropped, and the next tried again.
 """
 
+import itertools
 import threading
 import time
 from typing import NamedTuple
 
-from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink
+from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink, redacted
 from dataplane.sinks.queued import Counts
 from qoetap.exits import USAGE, Exit
 
@@ -23,11 +24,19 @@ def rotation_of(settings):
 
 
 class Place(NamedTuple):
-    """An output, and how many events there had been when it was opened."""
+    """An output."""
 
     spec: str
+    name: str  # as it is shown
     queued: Queued
-    since: int
+    since: int  # events that there had been when it was opened
+
+
+def name_of(spec, taken):
+    """The spec as it may be shown; numbered where that name is taken."""
+    name = redacted(spec)
+    names = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 class Outputs:
@@ -40,22 +49,26 @@ class Outputs:
         self.detectors, self.live, self.rotation = tuple(detectors), live, rotation or Rotation()
         self.made, self.errors, self.told, self.notes = 0, {}, {}, []
         self.lock = threading.Lock()
+        self.names = {}  # of all outputs that there were, in this order
         self.places = self._open(specs)  # where events go, by spec
         self.former = []  # where they went
         self.deadline = None  # by which all must be delivered
 
-    def _open(self, specs):
-        """Places of `specs`. Exit if one cannot be opened; then none is."""
-        places = {}
+    def _open(self, specs, staying=()):
+        """Places of `specs`, beside those that stay. Exit if one cannot be opened; then none is."""
+        places, taken = {}, {place.name for place in staying}
         try:
             for spec in specs:
                 sink = open_sink(spec, self.detectors, self.live, self.rotation)
                 self.notes += sink.notes
-                places[spec] = Place(spec, Queued(sink, drop=self.live), self.made)
+                name = name_of(spec, taken)
+                taken.add(name)
+                places[spec] = Place(spec, name, Queued(sink, drop=self.live), self.made)
         except SinkError as error:
             for place in places.values():
                 place.queued.close(LEAST_SECONDS)
             raise Exit(USAGE, f"{error}") from error
+        self.names |= dict.fromkeys(place.name for place in places.values())
         return places
 
     @property
@@ -100,7 +113,8 @@ class Outputs:
         rotation, before, specs = rotation or self.rotation, self.rotation, dict.fromkeys(specs)
         self.rotation = rotation
         try:
-            new = self._open([spec for spec in specs if spec not in self.places])
+            staying = [place for spec, place in self.places.items() if spec in specs]
+            new = self._open([spec for spec in specs if spec not in self.places], staying)
         except Exit:
             self.rotation = before
             raise
@@ -137,7 +151,7 @@ class Outputs:
         for place in [*self.former, *self.places.values()]:
             now, before = place.queued.trouble, self.told.get(place)
             if now != before:
-                found.append(now or f"{place.spec}: written again")
+                found.append(now or f"{place.name}: written again")
                 self.told[place] = now
         return found
 
@@ -147,11 +161,12 @@ class Outputs:
         return [str(error) for error in errors if error and not isinstance(error, ReaderGone)]
 
     def counts(self):
-        """Counts of each output that there was, by its spec."""
-        found = {}
-        for place in [*self.former, *self.places.values()]:
-            found[place.spec] = added(found.get(place.spec, NONE), place.queued.counts())
-        return {spec: counts._asdict() for spec, counts in found.items()}
+        """Counts of each output that there was, by its name. One that differed in a secret only is the same."""
+        with self.lock:
+            found, places = dict.fromkeys(self.names, NONE), [*self.former, *self.places.values()]
+        for place in places:
+            found[place.name] = added(found[place.name], place.queued.counts())
+        return {name: counts._asdict() for name, counts in found.items()}
 
     def settle(self, ledger):
         """Tell the ledger what became of the events at the output that lost most of them.

@@ -146,6 +146,38 @@ def test_a_reload_opens_closes_and_keeps(made):
     assert settled(run, 8) == (8, 0, 0)
 
 
+def test_secrets_are_not_shown_but_tell_outputs_apart(made):
+    specs = ["http://h/in?token=one", "http://h/in?token=two", "http://u:pw@h/in"]
+    run = live(*specs)
+    made[specs[0]][0].failing = True
+    run.write(batch(5))
+    quiet(run)
+    run.troubles()
+    made[specs[0]][0].failing = False
+    run.write(batch(1))
+    quiet(run)
+    assert run.troubles() == ["http://h/in?***: written again"]
+    assert list(run.counts()) == ["http://h/in?***", "http://h/in?***#2", "http://***@h/in"]
+    run.close()
+
+
+def test_an_output_whose_secret_changed_is_counted_on(made):
+    run = live("http://h/in?token=one", "a")
+    run.write(batch(5))
+    for token in ("two", "three"):
+        run.replace([f"http://h/in?token={token}", "a"])
+        run.write(batch(1))
+    run.close()
+    assert {name: counts["made"] for name, counts in run.counts().items()} == {"http://h/in?***": 7, "a": 7}
+
+
+def test_names_keep_their_order_when_one_is_removed(made):
+    run = live("http://h/a", "http://h/b")
+    run.replace(["http://h/a"])
+    assert list(run.counts()) == ["http://h/a", "http://h/b"]
+    run.close()
+
+
 def test_a_reload_that_fails_changes_nothing(made):
     run = live("a", "b")
     with pytest.raises(Exit, match="make the directory first"):

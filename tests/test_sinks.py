@@ -14,7 +14,7 @@ import pytest
 
 from dataplane import sinks
 from dataplane.events import csv_header, csv_lines
-from dataplane.sinks import ReaderGone, SinkError, open_sink, sink_name
+from dataplane.sinks import ReaderGone, SinkError, open_sink, redacted, sink_name
 from dataplane.sinks.jsonl import JsonLines
 from tests.naive import events as naive
 from tests.sinks import DETECTORS, batch, deliver, text_of
@@ -128,6 +128,36 @@ def test_an_unknown_output_names_the_nearest(spec, hint):
     with pytest.raises(SinkError, match="no output is called") as error:
         open_sink(spec, DETECTORS)
     assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("https://host:8443/in?token=hush", "https://host:8443/in?***"),
+        ("https://host?hush=a@b", "https://host?***"),
+        ("http://user:hush@[::1]:80/in", "http://***@[::1]:80/in"),
+        ("http://:hush@host/a@b#hush", "http://***@host/a@b#***"),
+        ("http://user:hu/sh@host/in", "http://***"),
+        ("http://user:hu?sh@host/in", "http://***"),
+        ("kafka://a:1,[::1]:2,c/topic?sasl.password=hush", "kafka://a:1,[::1]:2,c/topic?***"),
+        ("pg:dbname=x password=hush", "pg:***"),
+        ("pg:postgres://user:hush@host/db", "pg:postgres://***@host/db"),
+        ("s3:hush/x.parquet", "s3:***"),
+        ("http:host/x?hush", "http:***"),
+        ("host/x?hush", "host/x?***"),
+    ],
+)
+def test_an_output_is_shown_without_secrets(spec, shown):
+    assert redacted(spec) == shown == redacted(shown)
+    assert "hu" not in shown
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["-", "null", "table", "a/b.csv", "jsonl:/tmp/a:b", "/x/e-%H:%M.jsonl", "e-%Y%m%dT%H:%M.jsonl", "https://h/in"],
+)
+def test_an_output_without_secrets_is_shown_whole(spec):
+    assert redacted(spec) == spec
 
 
 def test_sinks_of_others_are_found_by_entry_point(monkeypatch):

@@ -9,7 +9,6 @@ import threading
 import time
 
 from dataplane.capture import CaptureError
-from dataplane.capture.interface import use_hardware_timestamps
 from dataplane.capture.port import Port, Share
 from dataplane.capture.ring import RingOptions
 from dataplane.ledger import Ledger, add
@@ -78,13 +77,10 @@ class Agent:
         self.began = time.monotonic()
         try:
             for number, name in enumerate(live.interfaces):
-                options = ring_options(live)
-                if options.hardware and (why := use_hardware_timestamps(name)):
-                    self.notes.append(why)
-                    options = options._replace(hardware=False)
                 group = live.fanout_group + number if live.fanout_group else 0  # a group belongs to one interface
                 fanout = (group, live.fanout == "flow")
-                self.ports.append(Port(name, options, settings.workers, filtering, fanout))
+                self.ports.append(Port(name, ring_options(live), settings.workers, filtering, fanout))
+                self.notes += self.ports[-1].notes
         except CaptureError as error:
             self.close()
             raise Exit(PRIVILEGE if "CAP_NET_RAW" in str(error) else USAGE, str(error)) from error

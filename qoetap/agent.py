@@ -113,7 +113,7 @@ class Agent:
 
     @property
     def trouble(self):
-        """Why it is not healthy, "" if it is."""
+        """Why it is not healthy, "" if it is. Outputs do not count: a new start would lose what waits for them."""
         found = self.stuck
         found += [f"{port.name} is {'gone' if port.gone else 'down'}" for port in self.ports if not port.up]
         return "; ".join(found)
@@ -147,15 +147,16 @@ class Agent:
     def snapshot(self):
         """The numbers as a dict."""
         found = self.ledger().as_dict()
-        trouble = self.trouble
+        trouble, failures = self.trouble, self.outputs.failures(time.monotonic())
         return {
             "agent_id": self.agent_id,
             "uptime_seconds": time.monotonic() - self.began,
             "healthy": not trouble,
-            "why": trouble,
+            "why": "; ".join(filter(None, [trouble, *failures.values()])),
             **found,
             "interfaces": {port.name: self._numbers(port) for port in self.ports},
             "outputs": self.outputs.counts(),
+            "outputs_up": {name: int(not failure) for name, failure in failures.items()},
         }
 
     def _numbers(self, port):

@@ -87,6 +87,11 @@ def outputs(name):
     return values
 
 
+def outputs_up(snapshot):
+    labels = output_labels(snapshot["outputs"])
+    return {labels[name]: up for name, up in snapshot["outputs_up"].items()}
+
+
 def states(name):
     return lambda snapshot: {detector: numbers[name] for detector, numbers in snapshot["states"].items()}
 
@@ -147,6 +152,7 @@ FAMILIES = (
     Family(COUNTER, "output_events_delivered", ("output",), outputs("delivered"), "Events that are out."),
     Family(GAUGE, "output_events_queued", ("output",), outputs("queued"), "Events that wait to be delivered."),
     Family(COUNTER, "output_events_dropped", ("output",), outputs("dropped"), "Events that this output lost."),
+    Family(GAUGE, "output_up", ("output",), outputs_up, "0: for a minute it could not deliver; /healthz says why."),
     Family(COUNTER, "states_created", ("detector",), states("created"), "States begun, such as flows."),
     Family(
         COUNTER, "states_removed", ("detector", "reason"), states_removed,

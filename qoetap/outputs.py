@@ -16,6 +16,7 @@ from qoetap.exits import USAGE, Exit
 STDOUT = "-"
 DRAIN_SECONDS = 9.0  # for what waits at the end of a live run, which is to take 10 s at most
 LEAST_SECONDS = 1.0  # for closing, however long the rest took
+FAILING_SECONDS = 60.0  # an output that could not deliver for so long is said to fail
 
 
 def rotation_of(settings):
@@ -39,6 +40,12 @@ def name_of(spec, taken):
     return next(name for name in names if name not in taken)
 
 
+def failure(place, seconds):
+    """The sentence about an output that has had trouble for so long; "" if that is too short, or over."""
+    trouble = place.queued.trouble if seconds > FAILING_SECONDS else None
+    return f"an output has failed for {seconds:.0f} s: {trouble}" if trouble else ""
+
+
 class Outputs:
     """What the engines see as their sink. Exit(USAGE) if one of `specs` cannot be opened.
 
@@ -48,6 +55,7 @@ class Outputs:
     def __init__(self, specs, detectors, live=False, rotation=None):
         self.detectors, self.live, self.rotation = tuple(detectors), live, rotation or Rotation()
         self.made, self.errors, self.told, self.notes = 0, {}, {}, []
+        self.troubled = {}  # name of each output with trouble: since when
         self.lock = threading.Lock()
         self.names = {}  # of all outputs that there were, in this order
         self.places = self._open(specs)  # where events go, by spec
@@ -153,7 +161,19 @@ class Outputs:
             if now != before:
                 found.append(now or f"{place.name}: written again")
                 self.told[place] = now
+        self._note_trouble(time.monotonic())
         return found
+
+    def _note_trouble(self, now):
+        """Since when each has trouble, whichever it is."""
+        troubled = [place.name for place in self.places.values() if place.queued.trouble]
+        self.troubled = {name: self.troubled.get(name, now) for name in troubled}
+
+    def failures(self, now):
+        """{name: why it fails, "" if it does not} of each output that there is at monotonic time `now`."""
+        with self.lock:
+            places, since = list(self.places.values()), self.troubled
+        return {place.name: failure(place, now - since.get(place.name, now)) for place in places}
 
     def complaints(self):
         """A sentence for each output that failed; a reader that went away is no failure."""

@@ -102,7 +102,7 @@ class Top:
     def _packets(self, snapshot, seconds):
         before = self.before["packets"]["seen"] if self.before else 0
         rate = (snapshot["packets"]["seen"] - before) / seconds if seconds else 0.0
-        why = "" if snapshot["healthy"] else f"  {snapshot['why']}"
+        why = f"  {snapshot['why']}" if snapshot["why"] else ""
         table = table_of(f"qoetap, up {snapshot['uptime_seconds']:.0f} s, {rate:,.0f} packets/s{why}",
                          "interface", "state", "packets", "dropped", "missed")  # fmt: skip
         for name, port in snapshot["interfaces"].items():

@@ -37,7 +37,7 @@ exit status:
   2  wrong usage or configuration
   3  a missing privilege
   4  input unreadable or cut short; what was read is still delivered
-  5  finished, but lost more than allowed
+  5  finished, but lost more than allowed (live.loss_allowed)
 
 `qoetap COMMAND --help` tells more.
 """

@@ -115,7 +115,8 @@ LIVE = {  # the section `live`, in the same form
     "write_seconds": (Duration, parse_duration("10s"), "how far back evidence goes"),
     "write_size": (Size, parse_size("64MiB"), "memory in which packets are kept for evidence, of all workers"),
     "write_files": (Annotated[int, Field(ge=1)], 1000, "files of evidence that a run writes at most"),
-    "loss_allowed": (Annotated[float, Field(ge=0, le=1)], 0.01, "share of packets; more lost: exit status 5"),
+    "loss_allowed": (Annotated[float, Field(ge=0, le=1)], 0.01, "share of packets, or of an output's events, "
+                     "in replay too; more lost: exit status 5"),
 }  # fmt: skip
 
 

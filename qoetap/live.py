@@ -14,6 +14,7 @@ from qoetap.agent import Agent, PAGE_bytes, ring_options
 from qoetap.doctor import available_bytes
 from qoetap.evidence import Evidence
 from qoetap.exits import DONE, LOST, RUN_ERROR, USAGE, Exit
+from qoetap.loss import losses
 from qoetap.metrics import Exporter, read_token
 from qoetap.notify import Notifier
 from qoetap.outputs import Outputs, rotation_of
@@ -272,14 +273,10 @@ def status_of(run, ledger):
         say(sentence)
     if faults:
         return RUN_ERROR
-    lost, allowed = sum(ledger.lost.values()), run.settings.live.loss_allowed
-    if lost > allowed * ledger.seen:
-        say(
-            f"{lost / ledger.seen:.2%} of the packets were lost, {allowed:.2%} are allowed (live.loss_allowed): "
-            "enlarge live.ring_size, add workers, or filter"
-        )
-        return LOST
-    return DONE
+    lost = losses(ledger, run.outputs, run.settings.live.loss_allowed)
+    for sentence in lost:
+        say(sentence)
+    return LOST if lost else DONE
 
 
 def live(args):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink, redacted
 from dataplane.sinks.queued import Counts
 from qoetap.exits import USAGE, Exit
+from qoetap.loss import excess
 
 STDOUT = "-"
 DRAIN_SECONDS = 9.0  # for what waits at the end of a live run, which is to take 10 s at most
@@ -179,6 +180,18 @@ class Outputs:
         """A sentence for each output that failed; a reader that went away is no failure."""
         errors = [*self.errors.values(), *(p.queued.error for p in [*self.former, *self.places.values()] if self.live)]
         return [str(error) for error in errors if error and not isinstance(error, ReaderGone)]
+
+    def losses(self, allowed):
+        """A sentence for each output that lost a larger share of its events; a reader that left is no loss."""
+        found, counts = [], self.counts()
+        places = {place.name: place.queued for place in [*self.former, *self.places.values()]}
+        for name, queued in places.items():
+            lost = excess(counts[name]["dropped"], counts[name]["made"], allowed, f"the events for {name}")
+            if lost and not isinstance(queued.error, ReaderGone):
+                found.append(
+                    lost + (f"; the last that was wrong: {queued.last_trouble}" if queued.last_trouble else "")
+                )
+        return found
 
     def counts(self):
         """Counts of each output that there was, by its name. One that differed in a secret only is the same."""

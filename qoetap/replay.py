@@ -13,9 +13,10 @@ from dataplane.runner import runner_bytes
 from dataplane.wire import decode_options
 from dataplane.wire.fields import UNKNOWN_LINK
 from qoetap import config, warm
-from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
+from qoetap.exits import DONE, INPUT, LOST, RUN_ERROR, USAGE, Exit
 from qoetap.inputs import filter_layers, inputs, sieve_of
 from qoetap.interrupt import Stop
+from qoetap.loss import losses
 from qoetap.outputs import Outputs, rotation_of
 from qoetap.progress import Progress
 
@@ -74,7 +75,7 @@ class Run:
 
     def __init__(self, settings, known, outputs, stop):
         parts, options = engine_parts(settings, known)
-        self.outputs, self.stop, self.problems = outputs, stop, []
+        self.outputs, self.stop, self.problems, self.loss_allowed = outputs, stop, [], settings.live.loss_allowed
         self.censuses, self.counted = {}, []  # the latter with the number of the file's first packet
         self.engine = Engine(parts, self, options, settings.workers, settings.batch_rows, settings.agent_id)
         self.total_bytes, self.done_bytes, self.progress = 0, 0, None
@@ -205,9 +206,10 @@ def status_of(run):
     if run.stop.signal is not None:
         run.problems.append(f"stopped by {run.stop.signal.name}; what was read until then is delivered")
     faults = [*run.outputs.complaints(), *run.engine.ledger.imbalance()]
-    for sentence in [*run.problems, *faults]:
+    lost = [] if faults else losses(run.engine.ledger, run.outputs, run.loss_allowed)
+    for sentence in [*run.problems, *faults, *lost]:
         say(sentence)
-    return RUN_ERROR if faults else INPUT if run.problems else DONE
+    return RUN_ERROR if faults else INPUT if run.problems else LOST if lost else DONE
 
 
 def replay(args):

@@ -3,13 +3,17 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from dataplane import sinks
+from dataplane.sinks import Sink
 from qoetap import cli
 from qoetap.exits import Exit
 from tests import captures as write
@@ -192,6 +196,33 @@ def test_helper_options(capture):
     slow = replay_events(capture, detectors=["flow"], flow={"idle": "2s"})
     assert slow == replay_events(capture, detectors=["flow"], settings={"flow": {"idle": 2}})
     assert len(slow) > 4
+
+
+class Lossy(Sink):
+    """Loses every fourth event, and says nothing of it when it is written to."""
+
+    def __init__(self, path, _detectors):
+        super().__init__()
+        self.path, self.trouble = path, "lossy: one in four does not come through"
+
+    def put(self, events):
+        count = len(events.order)
+        self.dropped += count // 4
+        self.delivered += count - count // 4
+
+
+def test_what_outputs_lost_in_a_replay_is_a_status(capture, monkeypatch):
+    entry = SimpleNamespace(name="lossy", load=lambda: Lossy)
+    monkeypatch.setattr(sinks, "entry_points", lambda group: [entry])
+    ended = run("replay", capture, "-o", "lossy:hush", "-o", "null")
+    assert ended.status == 5
+    assert re.fullmatch(
+        r"qoetap: 2\d\.\d\d% of the events for lossy:\*\*\* were lost, 1.00% are allowed \(live.loss_allowed\); "
+        "the last that was wrong: lossy: one in four does not come through",
+        ended.err.splitlines()[-1],
+    )
+    assert run("replay", capture, "-o", "lossy:hush", "--set", "live.loss_allowed=0.3").status == 0
+    assert run("replay", capture, "-o", "null", "--set", "live.loss_allowed=0").status == 0
 
 
 def test_no_traceback_reaches_a_user(monkeypatch, capsys):

@@ -15,6 +15,9 @@ import detectors as registry
 from dataplane.events import SCHEMA_VERSION, Events, json_schema
 from dataplane.records import rows
 from dataplane.sinks import Queued, SinkError, kafka, open_sink, sink_name
+from qoetap.exits import RUN_ERROR
+from tests.captures import pcap
+from tests.helpers import run
 from tests.kafka_mock import (
     CLUSTER_AUTHORIZATION_FAILED,
     INIT_PRODUCER_ID,
@@ -24,6 +27,7 @@ from tests.kafka_mock import (
     UNKNOWN_TOPIC_OR_PART,
     MockCluster,
 )
+from tests.packets import eth, ipv4, udp
 from tests.sinks import DETECTORS, START_NS, balanced, text_of, until
 
 BROKERS, PARTITIONS, TOPIC = 3, 4, "events"
@@ -223,6 +227,16 @@ def test_events_that_the_brokers_refuse_are_dropped_told_and_forgotten(cluster):
     sink.close()
     assert sink.delivered + sink.dropped == sink.settled >= 200
     assert len(cluster.read(TOPIC)) == sink.delivered
+
+
+def test_a_replay_whose_events_the_brokers_refuse_does_not_end_well(cluster, tmp_path):
+    packets = [(n, 0, eth(ipv4("10.0.0.1", "10.0.0.2", udp(5000 + n, 53, b""))), 60) for n in range(20)]
+    (tmp_path / "a.pcap").write_bytes(pcap(packets))
+    cluster.fail(PRODUCE, TOPIC_AUTHORIZATION_FAILED, times=1000)
+    spec = f"kafka://{cluster.bootstraps}/{TOPIC}?{FAST}&enable.idempotence=false"  # so that it gives up at once
+    ended = run("replay", tmp_path / "a.pcap", "-o", spec, "--detectors", "flow")
+    assert ended.status == RUN_ERROR
+    assert re.search("Topic authorization failed; let .+; 20 events at the end were dropped$", ended.err.strip())
 
 
 def test_a_producer_that_failed_for_good_is_replaced(cluster):

@@ -319,6 +319,8 @@ class Kafka(Sink):
     def close(self):
         """Deliver what waits within CLOSE_S and drop the rest. SinkError if there is a rest."""
         lost = self._end(CLOSE_S) if self.producer is not None else 0
+        if lost and self.refused is not None:
+            raise SinkError(f"{self._refusal(self.refused)}; {lost} events at the end were dropped")
         if lost:
             raise SinkError(f"{self.path}: {lost} events were not confirmed within {CLOSE_S} s and count as dropped")
 

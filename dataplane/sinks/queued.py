@@ -34,7 +34,7 @@ class Queued:
         self.sink, self.drop, self.limit = sink, drop, limit_events
         self.made = self.waiting = self.lost = 0  # lost: dropped here, before the sink
         self.sent = (0, 0, 0)  # the sink's delivered, queued and dropped, after its last call
-        self.calls, self.error = deque(), None
+        self.calls, self.error, self.last_trouble = deque(), None, None  # the latter: of the sink, when it was closed
         self.closing = self.closed = self.left = False  # asked to; done; given up
         self.alive = time.monotonic()  # when a call of the sink last came back; there is one every TICK_S
         self.patient_until = 0.0  # until then `write` waits although it may drop
@@ -145,7 +145,7 @@ class Queued:
         if not self.left:
             self._do(self.sink.close)
             with self.change:
-                self.closed, self.sink = True, None
+                self.closed, self.last_trouble, self.sink = True, self.sink.trouble, None
 
     def _next(self, due):
         """What to call next, () if nothing until `due`; None when closing and nothing is left."""

@@ -10,6 +10,7 @@ from rich.live import Live as Screen
 from rich.table import Table
 
 from dataplane.records import NO_TIME
+from dataplane.sinks.table import PLAIN
 
 SHOWN, KEPT, SENTENCES = 8, 4096, 3  # rows shown of a table; remembered; lines below
 REDRAW_SECONDS = 1.0
@@ -46,7 +47,7 @@ class Top:
         self.stalls, self.delays, self.counts = Latest(), Latest(), {}
         self.lock, self.drawn, self.before = threading.Lock(), 0.0, None
         self.sentences = []
-        self.screen = Screen(console=Console(), screen=True, auto_refresh=False)
+        self.screen = Screen(console=Console(**PLAIN), screen=True, auto_refresh=False)
 
     def look(self, events):
         """Note what Events say."""

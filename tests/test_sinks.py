@@ -100,6 +100,15 @@ def test_table_counts_and_shows_the_largest(capsys):
     assert "lost=False" not in out
 
 
+def test_table_shows_any_address_whole(capsys):
+    events = batch(2)
+    rows = events.parts[0][1]
+    rows["ip_version"], rows["proto"], rows["sport"], rows["dport"] = 6, 17, 443, 100
+    rows["src"] = np.frombuffer(bytes.fromhex("fe800100abcd00000000000000000001"), np.uint8)
+    deliver("table", events)
+    assert "[fe80:100:abcd::1]:443" in capsys.readouterr().out
+
+
 def test_table_without_events_is_empty(capsys):
     deliver("table")
     assert capsys.readouterr().out == ""

@@ -7,6 +7,7 @@ import sys
 
 from qoetap import __version__
 from qoetap.exits import DONE, RUN_ERROR, Exit
+from qoetap.say import say
 
 OVERVIEW = """\
 qoetap watches packets and reports what users and clocks experience: video stalls over QUIC, forwarding loops,
@@ -274,5 +275,5 @@ def main(argv=None):
             import traceback
 
             traceback.print_exc()
-    print(f"qoetap: {sentence}", file=sys.stderr)
+    say(sentence)
     return status

@@ -160,8 +160,9 @@ class Outputs:
         for place in [*self.former, *self.places.values()]:
             now, before = place.queued.trouble, self.told.get(place)
             if now != before:
-                found.append(now or f"{place.name}: written again")
                 self.told[place] = now
+                if now or place not in self.former:  # one that was removed is not written again
+                    found.append(now or f"{place.name}: written again")
         self._note_trouble(time.monotonic())
         return found
 

@@ -225,6 +225,22 @@ def test_what_outputs_lost_in_a_replay_is_a_status(capture, monkeypatch):
     assert run("replay", capture, "-o", "null", "--set", "live.loss_allowed=0").status == 0
 
 
+def test_a_log_that_nobody_reads_does_not_end_a_run(capture, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "qoetap", "replay", capture, "-o", tmp_path / "e.jsonl"]
+    with os.fdopen(writer, "wb") as log:
+        assert subprocess.run(command, stderr=log, check=False).returncode == 0
+    assert len(types(tmp_path / "e.jsonl")) > 0
+
+
+def test_statistics_that_cannot_be_written_are_one_sentence(capture, tmp_path):
+    ended = run("replay", capture, "-o", "null", "--stats", "/dev/full")
+    assert ended.status == 1
+    assert "20 packets" in ended.err
+    assert ended.err.endswith("qoetap: /dev/full: cannot be written (No space left on device)\n")
+
+
 def test_no_traceback_reaches_a_user(monkeypatch, capsys):
     def broken(_):
         raise RuntimeError("boom")

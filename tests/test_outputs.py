@@ -127,6 +127,16 @@ def test_an_output_fails_when_it_could_not_deliver_for_a_minute(made):
     run.close()
 
 
+def test_one_that_was_removed_is_not_said_to_be_written_again(made):
+    run = live("a", "b")
+    made["a"][0].trouble = "a: no broker answers"
+    assert run.troubles() == ["a: no broker answers"]
+    run.replace(["b"])
+    until(lambda: made["a"][0].calls == ["close"] and run.former[0].queued.sink is None)
+    assert run.troubles() == []
+    run.close()
+
+
 def test_a_write_that_hangs_is_told(made, monkeypatch):
     monkeypatch.setattr(queued, "HANG_S", 0.1)
     monkeypatch.setattr(queued, "TICK_S", 0.02)

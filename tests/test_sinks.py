@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -178,6 +179,16 @@ def test_sinks_of_others_are_found_by_entry_point(monkeypatch):
 
     monkeypatch.setattr(sinks, "entry_points", lambda group: [Entry()] if group == "qoetap.sinks" else [])
     assert open_sink("amqp:broker:5672/qoe", DETECTORS) == ("broker:5672/qoe", DETECTORS)
+
+
+def test_a_sink_of_others_that_fails_is_one_sentence(monkeypatch):
+    def broken(_path, _detectors):
+        raise KeyError("region")
+
+    entry = SimpleNamespace(name="s3", load=lambda: broken)
+    monkeypatch.setattr(sinks, "entry_points", lambda group: [entry])
+    with pytest.raises(SinkError, match=r"^s3:\*\*\*: cannot be opened \(KeyError: 'region'\)$"):
+        open_sink("s3:hush", DETECTORS)
 
 
 def test_missing_pyarrow_says_what_to_install(monkeypatch, tmp_path):

@@ -53,6 +53,15 @@ def open_sink(spec, detectors, live=False, rotation=None):
 
     A file is overwritten, but with `live` gone on with; one with the time in its name begins anew by `rotation`.
     """
+    try:
+        return _open(spec, detectors, live, rotation)
+    except SinkError:
+        raise
+    except Exception as error:  # a sink of others may fail in any way: that ends no agent that reads its file anew
+        raise SinkError(f"{redacted(spec)}: cannot be opened ({type(error).__name__}: {error})") from error
+
+
+def _open(spec, detectors, live, rotation):
     (name, path), detectors = sink_name(spec), tuple(detectors)
     if name not in SINKS:
         return _others()[name].load()(path, detectors)

@@ -16,6 +16,7 @@ from qoetap.exits import PRIVILEGE, USAGE, Exit
 
 PAGE_bytes = 4096
 RING_BLOCKS = 4  # the least
+STOP_seconds = 9.5  # for all workers to take what is left; outputs make them wait for 9 s at most
 STUCK_seconds = 30.0  # a worker that did nothing for so long is not healthy
 
 
@@ -39,6 +40,7 @@ class Worker(threading.Thread):
         self.engine, self.watch, self.error = engine, watch, None
         self.share = Share(ports, number, engine.block_frames)
         self.changes = []  # to be made between two blocks
+        self.left = False  # given up at the end
         engine.load()
 
     def run(self):
@@ -124,9 +126,11 @@ class Agent:
             port.stop()
         for worker in self.workers:
             worker.share.stop()
+        deadline = time.monotonic() + STOP_seconds
         for worker in self.workers:
-            worker.join()
-        engines = [worker.engine for worker in self.workers if worker.error is None]
+            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.left = worker.is_alive()
+        engines = [worker.engine for worker in self.workers if worker.error is None and not worker.left]
         latest = max((int(engine.clock[0]["now"]) for engine in engines if engine.seen), default=0)
         for engine in engines:
             engine.pass_time(latest)
@@ -171,5 +175,7 @@ class Agent:
         self.outputs.write(events)
 
     def complaints(self):
-        """Why a worker ended, if one did."""
-        return [worker.trouble for worker in self.workers if worker.error is not None]
+        """Why a worker ended before it was told to, or did not when it was."""
+        left = [worker.name for worker in self.workers if worker.left]
+        found = [f"{name} does not end: given up after {STOP_seconds} s, its last events are lost" for name in left]
+        return found + [worker.trouble for worker in self.workers if worker.error is not None]

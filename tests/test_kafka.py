@@ -15,7 +15,7 @@ import detectors as registry
 from dataplane.events import SCHEMA_VERSION, Events, json_schema
 from dataplane.records import rows
 from dataplane.sinks import Queued, SinkError, kafka, open_sink, sink_name
-from qoetap.exits import RUN_ERROR
+from qoetap.exits import LOST, RUN_ERROR
 from tests.captures import pcap
 from tests.helpers import run
 from tests.kafka_mock import (
@@ -235,8 +235,8 @@ def test_a_replay_whose_events_the_brokers_refuse_does_not_end_well(cluster, tmp
     cluster.fail(PRODUCE, TOPIC_AUTHORIZATION_FAILED, times=1000)
     spec = f"kafka://{cluster.bootstraps}/{TOPIC}?{FAST}&enable.idempotence=false"  # so that it gives up at once
     ended = run("replay", tmp_path / "a.pcap", "-o", spec, "--detectors", "flow")
-    assert ended.status == RUN_ERROR
-    assert re.search("Topic authorization failed; let .+; 20 events at the end were dropped$", ended.err.strip())
+    assert ended.status in (RUN_ERROR, LOST)  # the latter where it hears of them before the end
+    assert "Topic authorization failed; let this user" in ended.err and "not confirmed within" not in ended.err
 
 
 def test_a_producer_that_failed_for_good_is_replaced(cluster):

@@ -9,7 +9,6 @@ import threading
 import time
 
 from dataplane.capture import CaptureError
-from dataplane.capture.interface import use_hardware_timestamps
 from dataplane.capture.port import Port, Share
 from dataplane.capture.ring import RingOptions
 from dataplane.ledger import Ledger, add
@@ -17,6 +16,7 @@ from qoetap.exits import PRIVILEGE, USAGE, Exit
 
 PAGE_bytes = 4096
 RING_BLOCKS = 4  # the least
+STOP_seconds = 9.5  # for all workers to take what is left; outputs make them wait for 9 s at most
 STUCK_seconds = 30.0  # a worker that did nothing for so long is not healthy
 
 
@@ -40,6 +40,7 @@ class Worker(threading.Thread):
         self.engine, self.watch, self.error = engine, watch, None
         self.share = Share(ports, number, engine.block_frames)
         self.changes = []  # to be made between two blocks
+        self.left = False  # given up at the end
         engine.load()
 
     def run(self):
@@ -78,13 +79,10 @@ class Agent:
         self.began = time.monotonic()
         try:
             for number, name in enumerate(live.interfaces):
-                options = ring_options(live)
-                if options.hardware and (why := use_hardware_timestamps(name)):
-                    self.notes.append(why)
-                    options = options._replace(hardware=False)
                 group = live.fanout_group + number if live.fanout_group else 0  # a group belongs to one interface
                 fanout = (group, live.fanout == "flow")
-                self.ports.append(Port(name, options, settings.workers, filtering, fanout))
+                self.ports.append(Port(name, ring_options(live), settings.workers, filtering, fanout))
+                self.notes += self.ports[-1].notes
             self.workers = [Worker(n, self.ports, *make_engine()) for n in range(settings.workers)]
         except CaptureError as error:
             self.close()
@@ -117,7 +115,7 @@ class Agent:
 
     @property
     def trouble(self):
-        """Why it is not healthy, "" if it is."""
+        """Why it is not healthy, "" if it is. Outputs do not count: a new start would lose what waits for them."""
         found = self.stuck
         found += [f"{port.name} is {'gone' if port.gone else 'down'}" for port in self.ports if not port.up]
         return "; ".join(found)
@@ -128,9 +126,11 @@ class Agent:
             port.stop()
         for worker in self.workers:
             worker.share.stop()
+        deadline = time.monotonic() + STOP_seconds
         for worker in self.workers:
-            worker.join()
-        engines = [worker.engine for worker in self.workers if worker.error is None]
+            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.left = worker.is_alive()
+        engines = [worker.engine for worker in self.workers if worker.error is None and not worker.left]
         latest = max((int(engine.clock[0]["now"]) for engine in engines if engine.seen), default=0)
         for engine in engines:
             engine.pass_time(latest)
@@ -151,15 +151,16 @@ class Agent:
     def snapshot(self):
         """The numbers as a dict."""
         found = self.ledger().as_dict()
-        trouble = self.trouble
+        trouble, failures = self.trouble, self.outputs.failures(time.monotonic())
         return {
             "agent_id": self.agent_id,
             "uptime_seconds": time.monotonic() - self.began,
             "healthy": not trouble,
-            "why": trouble,
+            "why": "; ".join(filter(None, [trouble, *failures.values()])),
             **found,
             "interfaces": {port.name: self._numbers(port) for port in self.ports},
             "outputs": self.outputs.counts(),
+            "outputs_up": {name: int(not failure) for name, failure in failures.items()},
         }
 
     def _numbers(self, port):
@@ -174,5 +175,7 @@ class Agent:
         self.outputs.write(events)
 
     def complaints(self):
-        """Why a worker ended, if one did."""
-        return [worker.trouble for worker in self.workers if worker.error is not None]
+        """Why a worker ended before it was told to, or did not when it was."""
+        left = [worker.name for worker in self.workers if worker.left]
+        found = [f"{name} does not end: given up after {STOP_seconds} s, its last events are lost" for name in left]
+        return found + [worker.trouble for worker in self.workers if worker.error is not None]

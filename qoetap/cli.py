@@ -7,6 +7,7 @@ import sys
 
 from qoetap import __version__
 from qoetap.exits import DONE, RUN_ERROR, Exit
+from qoetap.say import say
 
 OVERVIEW = """\
 qoetap watches packets and reports what users and clocks experience: video stalls over QUIC, forwarding loops,
@@ -37,7 +38,7 @@ exit status:
   2  wrong usage or configuration
   3  a missing privilege
   4  input unreadable or cut short; what was read is still delivered
-  5  finished, but lost more than allowed
+  5  finished, but lost more than allowed (live.loss_allowed)
 
 `qoetap COMMAND --help` tells more.
 """
@@ -274,5 +275,5 @@ def main(argv=None):
             import traceback
 
             traceback.print_exc()
-    print(f"qoetap: {sentence}", file=sys.stderr)
+    say(sentence)
     return status

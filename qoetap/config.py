@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dataplane.capture.bpf import check_expression
 from dataplane.capture.source import CaptureError
 from dataplane.records import rows
+from dataplane.sinks.names import redacted
 from dataplane.wire import TUNNELS
 from detectors.base import CHOICE, COUNT, DURATION, FLAG, NUMBER
 from qoetap.durations import duration_text, parse_duration
@@ -114,7 +115,8 @@ LIVE = {  # the section `live`, in the same form
     "write_seconds": (Duration, parse_duration("10s"), "how far back evidence goes"),
     "write_size": (Size, parse_size("64MiB"), "memory in which packets are kept for evidence, of all workers"),
     "write_files": (Annotated[int, Field(ge=1)], 1000, "files of evidence that a run writes at most"),
-    "loss_allowed": (Annotated[float, Field(ge=0, le=1)], 0.01, "share of packets; more lost: exit status 5"),
+    "loss_allowed": (Annotated[float, Field(ge=0, le=1)], 0.01, "share of packets, or of an output's events, "
+                     "in replay too; more lost: exit status 5"),
 }  # fmt: skip
 
 
@@ -213,7 +215,7 @@ def assignment(text):
     try:
         values = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: its value is not valid YAML") from error
+        raise ConfigError(f"--set {key}: its value is not valid YAML") from error
     return Layer("--set", nested(key.strip().split("."), values))
 
 
@@ -277,7 +279,14 @@ def sentence(problem, layers, model):
     if problem["type"] == "extra_forbidden":
         return f"{origin}: unknown key {'.'.join(steps)}{nearest('.'.join(steps), known)}"
     text = SHAPES.get(problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
-    return f"{origin}: {key or '.'.join(steps)}: {text}, not {problem['input']!r}"
+    return f"{origin}: {key or '.'.join(steps)}: {text}, not {_as_told(key, problem['input'])}"
+
+
+def _as_told(key, value):
+    """A wrong value as a sentence tells it: outputs may hold secrets."""
+    if key != "outputs":
+        return repr(value)
+    return repr(redacted(value)) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _holds(values, steps):
@@ -353,8 +362,9 @@ WRITTEN = {Duration: duration_text, Retire: duration_text, Size: size_text}
 
 
 def as_values(settings, detectors):
-    """The configuration as it would stand in a file: durations as text."""
+    """The configuration as it would stand in a file, but without secrets: durations as text."""
     values = settings.model_dump()
+    values["outputs"] = [redacted(spec) for spec in settings.outputs]
     for section, keys in ((values, GENERAL), (values["live"], LIVE)):
         for name, (kind, _, _) in keys.items():
             section[name] = WRITTEN.get(kind, _as_it_is)(section[name])

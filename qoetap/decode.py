@@ -14,7 +14,8 @@ from dataplane.wire.fields import UNKNOWN_LINK
 from qoetap import config
 from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
 from qoetap.inputs import filter_layers, inputs, sieve_of
-from qoetap.replay import say, strange_links
+from qoetap.replay import strange_links
+from qoetap.say import say
 
 STYLES = {  # format: style, header
     "tsv": (listing.tsv_style, b""),

@@ -9,7 +9,6 @@ but while packets come not between reading one counter and the next.
 """
 
 import functools
-import os
 import platform
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 import detectors as registry
-from dataplane.sinks import FILES, SUFFIXES
+from dataplane.sinks.names import SECRET, redacted
 from dataplane.wire import FILTERED, OK, REASONS
 from qoetap import __version__
 
@@ -88,6 +87,11 @@ def outputs(name):
     return values
 
 
+def outputs_up(snapshot):
+    labels = output_labels(snapshot["outputs"])
+    return {labels[name]: up for name, up in snapshot["outputs_up"].items()}
+
+
 def states(name):
     return lambda snapshot: {detector: numbers[name] for detector, numbers in snapshot["states"].items()}
 
@@ -107,14 +111,13 @@ def output_labels(specs):
 
 
 def output_label(spec):
-    """The output without what may be a secret: password, query, the path of a web hook, what others' sinks take."""
-    if "://" in spec:
-        url = urlsplit(spec)
+    """The redacted output, and of web hooks the host only: their path may be a secret too."""
+    shown = redacted(spec)
+    if "://" in shown:
+        url = urlsplit(shown)
         topic = url.path if url.scheme == "kafka" else ""
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{topic}"
-    name, colon, _ = spec.partition(":")
-    is_file = name in FILES or os.path.splitext(spec)[1] in SUFFIXES
-    return name if colon and not is_file else spec
+    return shown.removesuffix(f":{SECRET}")
 
 
 FAMILIES = (
@@ -149,6 +152,7 @@ FAMILIES = (
     Family(COUNTER, "output_events_delivered", ("output",), outputs("delivered"), "Events that are out."),
     Family(GAUGE, "output_events_queued", ("output",), outputs("queued"), "Events that wait to be delivered."),
     Family(COUNTER, "output_events_dropped", ("output",), outputs("dropped"), "Events that this output lost."),
+    Family(GAUGE, "output_up", ("output",), outputs_up, "0: for a minute it could not deliver; /healthz says why."),
     Family(COUNTER, "states_created", ("detector",), states("created"), "States begun, such as flows."),
     Family(
         COUNTER, "states_removed", ("detector", "reason"), states_removed,

@@ -19,7 +19,7 @@ from dataplane.wire import decode_options
 from detectors.flow import DETECTOR as FLOW
 from qoetap.config import SECRET_BYTES
 from qoetap.exits import DONE, INPUT, USAGE, Exit
-from qoetap.replay import say
+from qoetap.say import say
 
 ID_BYTES = 8
 ICMP, ICMPV6 = 1, 58

@@ -1,8 +1,8 @@
 """`qoetap live`: interfaces in, events out, until it is told to end. Puts agent, outputs and signals together."""
 
-import json
 import signal
 import time
+import traceback
 
 import detectors as registry
 from dataplane.capture import CaptureError, interface
@@ -14,11 +14,13 @@ from qoetap.agent import Agent, PAGE_bytes, ring_options
 from qoetap.doctor import available_bytes
 from qoetap.evidence import Evidence
 from qoetap.exits import DONE, LOST, RUN_ERROR, USAGE, Exit
+from qoetap.loss import losses
 from qoetap.metrics import Exporter, read_token
 from qoetap.notify import Notifier
 from qoetap.outputs import Outputs, rotation_of
 from qoetap.reload import changes, params_of
-from qoetap.replay import MIB, engine_parts, layers, listed, most_bytes, open_stats, say
+from qoetap.replay import MIB, engine_parts, layers, listed, most_bytes, open_stats, write_stats
+from qoetap.say import say
 from qoetap.signals import Signals
 
 LOOK_seconds = 0.25  # signals are heard at once, the rest is looked after so often
@@ -167,10 +169,12 @@ class Live:
     def end(self):
         """Deliver what was taken; the last snapshot and the ledger."""
         self.notifier.stopping()
+        if self.top:
+            self.top.close()
         self.outputs.drain()
         self.agent.stop()
         self.outputs.close()
-        for part in filter(None, (self.evidence, self.top, self.exporter)):
+        for part in filter(None, (self.evidence, self.exporter)):
             part.close()
         snapshot, ledger = self.agent.snapshot(), self.agent.ledger()
         self.agent.close()
@@ -266,21 +270,26 @@ def summarise(snapshot):
             say(f"{title}: {listed(shown)}")
 
 
-def status_of(run, ledger):
-    """Say what went wrong; the exit status."""
-    faults = [*run.agent.complaints(), *run.outputs.complaints(), *ledger.imbalance()]
+def show_traces(workers):
+    """Where the workers that failed did so: for who mends it."""
+    for worker in workers:
+        if worker.error is not None:
+            traceback.print_exception(worker.error)
+
+
+def status_of(run, ledger, faults):
+    """Say what went wrong, `faults` among it; the exit status."""
+    if run.args.verbose:
+        show_traces(run.agent.workers)
+    faults = [*faults, *run.agent.complaints(), *run.outputs.complaints(), *ledger.imbalance()]
     for sentence in faults:
         say(sentence)
     if faults:
         return RUN_ERROR
-    lost, allowed = sum(ledger.lost.values()), run.settings.live.loss_allowed
-    if lost > allowed * ledger.seen:
-        say(
-            f"{lost / ledger.seen:.2%} of the packets were lost, {allowed:.2%} are allowed (live.loss_allowed): "
-            "enlarge live.ring_size, add workers, or filter"
-        )
-        return LOST
-    return DONE
+    lost = losses(ledger, run.outputs, run.settings.live.loss_allowed)
+    for sentence in lost:
+        say(sentence)
+    return LOST if lost else DONE
 
 
 def live(args):
@@ -292,13 +301,13 @@ def live(args):
     announce(settings, known, rings, tables)
     with Signals(SIGNALS) as signals:
         run = Live(args, settings, known)
-        run.run(signals)
-        signals.last(ENDING)  # a second one ends it at once
-        snapshot, ledger = run.end()
-        if stats_file:
-            with stats_file:
-                json.dump(stats_of(snapshot, run.agent), stats_file, indent=1, default=int)
+        try:
+            run.run(signals)
+        finally:  # whatever ended it: what was taken is delivered, the terminal left as it was
+            signals.last(ENDING)  # a second one ends it at once
+            snapshot, ledger = run.end()
+        faults = write_stats(stats_file, lambda: stats_of(snapshot, run.agent))
         summarise(snapshot)
         if run.evidence and (text := run.evidence.summary()):
             say(text)
-        return status_of(run, ledger)
+        return status_of(run, ledger, faults)

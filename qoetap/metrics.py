@@ -141,9 +141,10 @@ class Server(ThreadingMixIn, TCPServer):
 
     def health(self, _):
         snapshot = self.take()
+        why = snapshot["why"]
         if snapshot["healthy"]:
-            return HTTPStatus.OK, "ok\n"
-        return HTTPStatus.SERVICE_UNAVAILABLE, f"{snapshot['why']}\n"
+            return HTTPStatus.OK, f"ok, but {why}\n" if why else "ok\n"
+        return HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n"
 
     def verify_request(self, request, _):
         """Whether one more may be served."""

@@ -4,17 +4,20 @@ In `replay` a full queue holds up the reading, an output that fails is told once
 `failed` asks the run to end. In `live` nothing is held up: what cannot be written is dropped, and the next tried again.
 """
 
+import itertools
 import threading
 import time
 from typing import NamedTuple
 
-from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink
+from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink, redacted
 from dataplane.sinks.queued import Counts
 from qoetap.exits import USAGE, Exit
+from qoetap.loss import excess
 
 STDOUT = "-"
 DRAIN_SECONDS = 9.0  # for what waits at the end of a live run, which is to take 10 s at most
 LEAST_SECONDS = 1.0  # for closing, however long the rest took
+FAILING_SECONDS = 60.0  # an output that could not deliver for so long is said to fail
 
 
 def rotation_of(settings):
@@ -23,11 +26,25 @@ def rotation_of(settings):
 
 
 class Place(NamedTuple):
-    """An output, and how many events there had been when it was opened."""
+    """An output."""
 
     spec: str
+    name: str  # as it is shown
     queued: Queued
-    since: int
+    since: int  # events that there had been when it was opened
+
+
+def name_of(spec, taken):
+    """The spec as it may be shown; numbered where that name is taken."""
+    name = redacted(spec)
+    names = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
+def failure(place, seconds):
+    """The sentence about an output that has had trouble for so long; "" if that is too short, or over."""
+    trouble = place.queued.trouble if seconds > FAILING_SECONDS else None
+    return f"an output has failed for {seconds:.0f} s: {trouble}" if trouble else ""
 
 
 class Outputs:
@@ -39,23 +56,28 @@ class Outputs:
     def __init__(self, specs, detectors, live=False, rotation=None):
         self.detectors, self.live, self.rotation = tuple(detectors), live, rotation or Rotation()
         self.made, self.errors, self.told, self.notes = 0, {}, {}, []
+        self.troubled = {}  # name of each output with trouble: since when
         self.lock = threading.Lock()
+        self.names = {}  # of all outputs that there were, in this order
         self.places = self._open(specs)  # where events go, by spec
         self.former = []  # where they went
         self.deadline = None  # by which all must be delivered
 
-    def _open(self, specs):
-        """Places of `specs`. Exit if one cannot be opened; then none is."""
-        places = {}
+    def _open(self, specs, staying=()):
+        """Places of `specs`, beside those that stay. Exit if one cannot be opened; then none is."""
+        places, taken = {}, {place.name for place in staying}
         try:
             for spec in specs:
                 sink = open_sink(spec, self.detectors, self.live, self.rotation)
                 self.notes += sink.notes
-                places[spec] = Place(spec, Queued(sink, drop=self.live), self.made)
+                name = name_of(spec, taken)
+                taken.add(name)
+                places[spec] = Place(spec, name, Queued(sink, drop=self.live), self.made)
         except SinkError as error:
             for place in places.values():
                 place.queued.close(LEAST_SECONDS)
             raise Exit(USAGE, f"{error}") from error
+        self.names |= dict.fromkeys(place.name for place in places.values())
         return places
 
     @property
@@ -100,7 +122,8 @@ class Outputs:
         rotation, before, specs = rotation or self.rotation, self.rotation, dict.fromkeys(specs)
         self.rotation = rotation
         try:
-            new = self._open([spec for spec in specs if spec not in self.places])
+            staying = [place for spec, place in self.places.items() if spec in specs]
+            new = self._open([spec for spec in specs if spec not in self.places], staying)
         except Exit:
             self.rotation = before
             raise
@@ -137,21 +160,47 @@ class Outputs:
         for place in [*self.former, *self.places.values()]:
             now, before = place.queued.trouble, self.told.get(place)
             if now != before:
-                found.append(now or f"{place.spec}: written again")
                 self.told[place] = now
+                if now or place not in self.former:  # one that was removed is not written again
+                    found.append(now or f"{place.name}: written again")
+        self._note_trouble(time.monotonic())
         return found
+
+    def _note_trouble(self, now):
+        """Since when each has trouble, whichever it is."""
+        troubled = [place.name for place in self.places.values() if place.queued.trouble]
+        self.troubled = {name: self.troubled.get(name, now) for name in troubled}
+
+    def failures(self, now):
+        """{name: why it fails, "" if it does not} of each output that there is at monotonic time `now`."""
+        with self.lock:
+            places, since = list(self.places.values()), self.troubled
+        return {place.name: failure(place, now - since.get(place.name, now)) for place in places}
 
     def complaints(self):
         """A sentence for each output that failed; a reader that went away is no failure."""
         errors = [*self.errors.values(), *(p.queued.error for p in [*self.former, *self.places.values()] if self.live)]
         return [str(error) for error in errors if error and not isinstance(error, ReaderGone)]
 
+    def losses(self, allowed):
+        """A sentence for each output that lost a larger share of its events; a reader that left is no loss."""
+        found, counts = [], self.counts()
+        places = {place.name: place.queued for place in [*self.former, *self.places.values()]}
+        for name, queued in places.items():
+            lost = excess(counts[name]["dropped"], counts[name]["made"], allowed, f"the events for {name}")
+            if lost and not isinstance(queued.error, ReaderGone):
+                found.append(
+                    lost + (f"; the last that was wrong: {queued.last_trouble}" if queued.last_trouble else "")
+                )
+        return found
+
     def counts(self):
-        """Counts of each output that there was, by its spec."""
-        found = {}
-        for place in [*self.former, *self.places.values()]:
-            found[place.spec] = added(found.get(place.spec, NONE), place.queued.counts())
-        return {spec: counts._asdict() for spec, counts in found.items()}
+        """Counts of each output that there was, by its name. One that differed in a secret only is the same."""
+        with self.lock:
+            found, places = dict.fromkeys(self.names, NONE), [*self.former, *self.places.values()]
+        for place in places:
+            found[place.name] = added(found[place.name], place.queued.counts())
+        return {name: counts._asdict() for name, counts in found.items()}
 
     def settle(self, ledger):
         """Tell the ledger what became of the events at the output that lost most of them.

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 
 import detectors as registry
@@ -13,11 +12,13 @@ from dataplane.runner import runner_bytes
 from dataplane.wire import decode_options
 from dataplane.wire.fields import UNKNOWN_LINK
 from qoetap import config, warm
-from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
+from qoetap.exits import DONE, INPUT, LOST, RUN_ERROR, USAGE, Exit
 from qoetap.inputs import filter_layers, inputs, sieve_of
 from qoetap.interrupt import Stop
+from qoetap.loss import losses
 from qoetap.outputs import Outputs, rotation_of
 from qoetap.progress import Progress
+from qoetap.say import say
 
 MIB = 1 << 20
 
@@ -27,10 +28,6 @@ def strange_links(path, packets, unknown):
     if packets and packets == unknown:
         return f"{path}: no packet has a link type that qoetap knows (tcpdump names it); capture on another interface"
     return None
-
-
-def say(sentence):
-    print(f"qoetap: {sentence}", file=sys.stderr, flush=True)
 
 
 def layers(args, known):
@@ -74,7 +71,7 @@ class Run:
 
     def __init__(self, settings, known, outputs, stop):
         parts, options = engine_parts(settings, known)
-        self.outputs, self.stop, self.problems = outputs, stop, []
+        self.outputs, self.stop, self.problems, self.loss_allowed = outputs, stop, [], settings.live.loss_allowed
         self.censuses, self.counted = {}, []  # the latter with the number of the file's first packet
         self.engine = Engine(parts, self, options, settings.workers, settings.batch_rows, settings.agent_id)
         self.total_bytes, self.done_bytes, self.progress = 0, 0, None
@@ -164,6 +161,17 @@ def open_stats(path):
         raise Exit(USAGE, f"{path}: cannot be written ({error.strerror})") from error
 
 
+def write_stats(file, values):
+    """Write what --stats asks for, if it does; sentences about what went wrong."""
+    try:
+        if file:
+            with file:
+                json.dump(values(), file, indent=1, default=int)
+    except OSError as error:
+        return [f"{file.name}: cannot be written ({error.strerror})"]
+    return []
+
+
 def stats(run, seconds):
     """What --stats writes."""
     ledger = run.engine.ledger
@@ -200,14 +208,15 @@ def summarise(run, seconds):
             say(f"{title}: {listed(counts)}")
 
 
-def status_of(run):
-    """Say what went wrong; the exit status."""
+def status_of(run, faults):
+    """Say what went wrong, `faults` among it; the exit status."""
     if run.stop.signal is not None:
         run.problems.append(f"stopped by {run.stop.signal.name}; what was read until then is delivered")
-    faults = [*run.outputs.complaints(), *run.engine.ledger.imbalance()]
-    for sentence in [*run.problems, *faults]:
+    faults = [*faults, *run.outputs.complaints(), *run.engine.ledger.imbalance()]
+    lost = [] if faults else losses(run.engine.ledger, run.outputs, run.loss_allowed)
+    for sentence in [*run.problems, *faults, *lost]:
         say(sentence)
-    return RUN_ERROR if faults else INPUT if run.problems else DONE
+    return RUN_ERROR if faults else INPUT if run.problems else LOST if lost else DONE
 
 
 def replay(args):
@@ -229,8 +238,6 @@ def replay(args):
         outputs.close()
         seconds = time.perf_counter() - begun
     outputs.settle(run.engine.ledger)
-    if stats_file:
-        with stats_file:
-            json.dump(stats(run, seconds), stats_file, indent=1, default=int)
+    faults = write_stats(stats_file, lambda: stats(run, seconds))
     summarise(run, seconds)
-    return status_of(run)
+    return status_of(run, faults)

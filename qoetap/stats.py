@@ -87,4 +87,4 @@ def line(values, snapshot):
         "states given up, tables full": values["states_given_up"],
     }
     parts += [f"{count:,} {name}" for name, count in more.items() if count]
-    return "; ".join(parts) + ("" if snapshot["healthy"] else f"; {snapshot['why']}")
+    return "; ".join([*parts, *filter(None, [snapshot["why"]])])

@@ -10,6 +10,7 @@ from rich.live import Live as Screen
 from rich.table import Table
 
 from dataplane.records import NO_TIME
+from dataplane.sinks.table import PLAIN
 
 SHOWN, KEPT, SENTENCES = 8, 4096, 3  # rows shown of a table; remembered; lines below
 REDRAW_SECONDS = 1.0
@@ -46,7 +47,7 @@ class Top:
         self.stalls, self.delays, self.counts = Latest(), Latest(), {}
         self.lock, self.drawn, self.before = threading.Lock(), 0.0, None
         self.sentences = []
-        self.screen = Screen(console=Console(), screen=True, auto_refresh=False)
+        self.screen = Screen(console=Console(**PLAIN), screen=True, auto_refresh=False)
 
     def look(self, events):
         """Note what Events say."""
@@ -102,7 +103,7 @@ class Top:
     def _packets(self, snapshot, seconds):
         before = self.before["packets"]["seen"] if self.before else 0
         rate = (snapshot["packets"]["seen"] - before) / seconds if seconds else 0.0
-        why = "" if snapshot["healthy"] else f"  {snapshot['why']}"
+        why = f"  {snapshot['why']}" if snapshot["why"] else ""
         table = table_of(f"qoetap, up {snapshot['uptime_seconds']:.0f} s, {rate:,.0f} packets/s{why}",
                          "interface", "state", "packets", "dropped", "missed")  # fmt: skip
         for name, port in snapshot["interfaces"].items():

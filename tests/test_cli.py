@@ -3,13 +3,17 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from dataplane import sinks
+from dataplane.sinks import Sink
 from qoetap import cli
 from qoetap.exits import Exit
 from tests import captures as write
@@ -192,6 +196,49 @@ def test_helper_options(capture):
     slow = replay_events(capture, detectors=["flow"], flow={"idle": "2s"})
     assert slow == replay_events(capture, detectors=["flow"], settings={"flow": {"idle": 2}})
     assert len(slow) > 4
+
+
+class Lossy(Sink):
+    """Loses every fourth event, and says nothing of it when it is written to."""
+
+    def __init__(self, path, _detectors):
+        super().__init__()
+        self.path, self.trouble = path, "lossy: one in four does not come through"
+
+    def put(self, events):
+        count = len(events.order)
+        self.dropped += count // 4
+        self.delivered += count - count // 4
+
+
+def test_what_outputs_lost_in_a_replay_is_a_status(capture, monkeypatch):
+    entry = SimpleNamespace(name="lossy", load=lambda: Lossy)
+    monkeypatch.setattr(sinks, "entry_points", lambda group: [entry])
+    ended = run("replay", capture, "-o", "lossy:hush", "-o", "null")
+    assert ended.status == 5
+    assert re.fullmatch(
+        r"qoetap: 2\d\.\d\d% of the events for lossy:\*\*\* were lost, 1.00% are allowed \(live.loss_allowed\); "
+        "the last that was wrong: lossy: one in four does not come through",
+        ended.err.splitlines()[-1],
+    )
+    assert run("replay", capture, "-o", "lossy:hush", "--set", "live.loss_allowed=0.3").status == 0
+    assert run("replay", capture, "-o", "null", "--set", "live.loss_allowed=0").status == 0
+
+
+def test_a_log_that_nobody_reads_does_not_end_a_run(capture, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "qoetap", "replay", capture, "-o", tmp_path / "e.jsonl"]
+    with os.fdopen(writer, "wb") as log:
+        assert subprocess.run(command, stderr=log, check=False).returncode == 0
+    assert len(types(tmp_path / "e.jsonl")) > 0
+
+
+def test_statistics_that_cannot_be_written_are_one_sentence(capture, tmp_path):
+    ended = run("replay", capture, "-o", "null", "--stats", "/dev/full")
+    assert ended.status == 1
+    assert "20 packets" in ended.err
+    assert ended.err.endswith("qoetap: /dev/full: cannot be written (No space left on device)\n")
 
 
 def test_no_traceback_reaches_a_user(monkeypatch, capsys):

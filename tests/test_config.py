@@ -109,6 +109,8 @@ def test_defaults_are_those_of_the_options(tmp_path):
         ("detectors: {toy: {mode: x}}", "site.yaml: detectors.toy.mode: should be 'slow' or 'fast', not 'x'"),
         ("detectors: 3", "site.yaml: detectors: must hold keys and values, not 3"),
         ("outputs: x", "site.yaml: outputs: must be a list, not 'x'"),
+        ("outputs: http://u:pw@h/x?pw", "site.yaml: outputs: must be a list, not 'http://***@h/x?***'"),
+        ("outputs: {kafka: pw}", "site.yaml: outputs: must be a list, not a dict"),
         ("rotate_size: 1.5MiB", "site.yaml: rotate_size: write a size as a whole number and a unit"),
         ("rotate_size: 2048TB", "site.yaml: rotate_size: write a size"),
         ("rotate_size: 1125899906842625", "site.yaml: rotate_size: a size is at most 1048576GiB"),
@@ -196,6 +198,10 @@ def test_check_prints_what_a_configuration_means(tmp_path):
     path.write_text("detectors: {flow: {idle: 90}}")
     assert run("check", path) == (0, "ok\n", "")
     assert "    idle: 90s\n" in run("check", path, "-v").out
+    spec = "http://host/in?token=hush"
+    for how in ("-v", "--json"):
+        told = run("check", "--set", f"outputs=['{spec}']", how).out
+        assert "http://host/in?***" in told and "hush" not in told
     assert '"idle": "90s"' in run("check", path, "--json").out
     assert run("check").status == 2
 

@@ -152,8 +152,8 @@ def test_only_the_command_line_knows_everything():
 
 def test_the_command_line_starts_without_heavy_imports():
     """What `qoetap --help` loads: the parser and nothing of the data plane."""
-    for name in ("__init__", "__main__", "cli", "exits"):
+    for name in ("__init__", "__main__", "cli", "exits", "say"):
         tree = ast.parse((ROOT / "qoetap" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
         found = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in top}
-        assert found <= {"argparse", "importlib", "os", "sys", "qoetap", "qoetap.exits", "qoetap.cli"}
+        assert found <= {"argparse", "importlib", "os", "sys", "qoetap", "qoetap.exits", "qoetap.say", "qoetap.cli"}

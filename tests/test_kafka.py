@@ -15,6 +15,9 @@ import detectors as registry
 from dataplane.events import SCHEMA_VERSION, Events, json_schema
 from dataplane.records import rows
 from dataplane.sinks import Queued, SinkError, kafka, open_sink, sink_name
+from qoetap.exits import LOST, RUN_ERROR
+from tests.captures import pcap
+from tests.helpers import run
 from tests.kafka_mock import (
     CLUSTER_AUTHORIZATION_FAILED,
     INIT_PRODUCER_ID,
@@ -24,6 +27,7 @@ from tests.kafka_mock import (
     UNKNOWN_TOPIC_OR_PART,
     MockCluster,
 )
+from tests.packets import eth, ipv4, udp
 from tests.sinks import DETECTORS, START_NS, balanced, text_of, until
 
 BROKERS, PARTITIONS, TOPIC = 3, 4, "events"
@@ -225,6 +229,16 @@ def test_events_that_the_brokers_refuse_are_dropped_told_and_forgotten(cluster):
     assert len(cluster.read(TOPIC)) == sink.delivered
 
 
+def test_a_replay_whose_events_the_brokers_refuse_does_not_end_well(cluster, tmp_path):
+    packets = [(n, 0, eth(ipv4("10.0.0.1", "10.0.0.2", udp(5000 + n, 53, b""))), 60) for n in range(20)]
+    (tmp_path / "a.pcap").write_bytes(pcap(packets))
+    cluster.fail(PRODUCE, TOPIC_AUTHORIZATION_FAILED, times=1000)
+    spec = f"kafka://{cluster.bootstraps}/{TOPIC}?{FAST}&enable.idempotence=false"  # so that it gives up at once
+    ended = run("replay", tmp_path / "a.pcap", "-o", spec, "--detectors", "flow")
+    assert ended.status in (RUN_ERROR, LOST)  # the latter where it hears of them before the end
+    assert "Topic authorization failed; let this user" in ended.err and "not confirmed within" not in ended.err
+
+
 def test_a_producer_that_failed_for_good_is_replaced(cluster):
     """librdkafka gives an idempotent producer up when a broker's sequence numbers make no sense."""
     sink = open_on(cluster)
@@ -353,13 +367,14 @@ def test_a_topic_that_cannot_be_written_is_said_at_the_start(cluster, code, sent
     ("spec", "sentence"),
     [
         ("kafka:h:9092/t", "write a Kafka output as kafka://HOST:9092"),
-        ("kafka://user:pw@h/t", "kafka://...@h/t: credentials have no place in an address: write it into a file"),
+        ("kafka://user:pw@h/t", "kafka://***@h/t: credentials have no place in an address: write it into a file"),
         ("kafka://h:99999/t", "write a Kafka output as"),
-        ("kafka://h:/t?sasl.password=x pw@", "kafka://h:/t: write a Kafka output as"),
+        ("kafka://h:/t?sasl.password=x pw@", "kafka://h:/t?***: write a Kafka output as"),
+        ("kafka://user:pw@/x@h/t", "kafka://***@/x@h/t: credentials"),
         ("kafka://h:9092", "'' is no name of a topic"),
         ("kafka://h/a b", "'a b' is no name of a topic"),
-        ("kafka://h/t?linger.ms", "bad query field: 'linger.ms'"),
-        ("kafka://h/t?sasl.password=x", "kafka://h/t: sasl.password is a secret: write it into a file"),
+        ("kafka://h/t?pw@", "kafka://h/t?***: a setting behind the ? is no name=value"),
+        ("kafka://h/t?sasl.password=x", "kafka://h/t?***: sasl.password is a secret: write it into a file"),
         ("kafka://h/t?lingr.ms=1", 'No such configuration property: "lingr.ms"'),
         ("kafka://h/t?linger.ms=soon", "Invalid value for configuration property"),
         ("kafka://h/t?acks=1", "`acks` must be set to `all`"),
@@ -377,7 +392,8 @@ def test_a_bad_address_is_one_sentence(spec, sentence):
 
 def test_addresses_may_be_several_and_of_either_family():
     address = kafka.parse("kafka://a.b:9092,[::1]:9093,c/my.topic_1-x?linger.ms=5&config=/f")
-    assert address == ("a.b:9092,[::1]:9093,c", "my.topic_1-x", {"linger.ms": "5"}, "/f")
+    assert address == ("a.b:9092,[::1]:9093,c", "my.topic_1-x", {"linger.ms": "5"}, "/f", address.name)
+    assert address.name == "kafka://a.b:9092,[::1]:9093,c/my.topic_1-x?***"
     assert sink_name("kafka://a:9092/t.jsonl") == ("kafka", "kafka://a:9092/t.jsonl")
 
 

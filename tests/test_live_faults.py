@@ -1,6 +1,8 @@
 """What befalls a running `qoetap live`: too much, interfaces that go, outputs that stop. All of it is counted."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.capture import interface
 from dataplane.capture.port import Port
 from dataplane.capture.ring import RingOptions
 from dataplane.records import CHECKED, JIT
@@ -163,6 +166,51 @@ def test_workers_see_new_rings_only_when_the_port_is_open(link):
     port.leave(0)
     link.receiver.inside(port._open, port.index)
     assert port.rings[0] and not port.gone
+    port.close()
+
+
+class Stamps:
+    """Stands for fcntl.ioctl: cards that stamp packets when asked to, except where told `refusal`. None is here."""
+
+    def __init__(self):
+        self.asked, self.refusal, self.ioctl = 0, None, fcntl.ioctl
+
+    def __call__(self, sock, code, request):
+        if code not in (interface.SIOCSHWTSTAMP, interface.SIOCGHWTSTAMP):
+            return self.ioctl(sock, code, request)
+        if code == interface.SIOCGHWTSTAMP:  # not turned on yet
+            raise OSError(errno.EOPNOTSUPP, "")
+        self.asked += 1
+        if self.refusal:
+            raise OSError(self.refusal, "")
+        return request
+
+
+def test_an_interface_that_is_back_stamps_again_or_says_that_it_does_not(pair, monkeypatch):
+    stamps = Stamps()
+    monkeypatch.setattr(interface.fcntl, "ioctl", stamps)
+    inside = pair.receiver.inside
+
+    def come_back(refusal=None):
+        """What is said when the interface has gone and come back."""
+        pair.remove_pair()
+        assert inside(port.look) == ["b0: the interface is gone; waiting for it to come back"]
+        port.leave(0)
+        stamps.refusal = refusal
+        pair.make_pair()
+        return inside(port.look)
+
+    port = inside(Port, "b0", RingOptions(1 << 18, 1 << 16, 1, hardware=True))
+    assert (stamps.asked, port.notes, port.rings[0].options.hardware) == (1, [], True)
+    back = "b0: the interface is back"
+    assert come_back() == [back]
+    assert (stamps.asked, port.rings[0].options.hardware) == (2, True)
+    assert come_back(errno.EOPNOTSUPP) == [back, "b0: has no hardware timestamps, the kernel's are used"]
+    assert not port.rings[0].options.hardware
+    said = come_back(errno.EPERM)
+    assert said[0] == back and said[1].startswith("b0: hardware timestamps need CAP_NET_ADMIN")
+    assert come_back() == [back]
+    assert (stamps.asked, port.rings[0].options.hardware) == (5, True)
     port.close()
 
 

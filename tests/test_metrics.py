@@ -44,6 +44,7 @@ SNAPSHOT = {
         "events.jsonl": {"made": 34, "delivered": 34, "queued": 0, "dropped": 0},
         "kafka://user:pw@broker:9092/qoetap?p=hush": {"made": 34, "delivered": 30, "queued": 3, "dropped": 1},
     },
+    "outputs_up": {"events.jsonl": 1, "kafka://user:pw@broker:9092/qoetap?p=hush": 0},
     "states": {
         "iqn": {"created": 50, "expired": 20, "emergency": 5, "ended": 0, "live": 25},
         "flow": {"created": 90, "expired": 10, "emergency": 0, "ended": 0, "live": 80},
@@ -122,6 +123,7 @@ def test_a_scrape_tells_what_the_snapshot_tells(serve):
         assert value(found, "output_events_delivered_total", output=label) == counts["delivered"]
         assert value(found, "output_events_queued", output=label) == counts["queued"]
         assert value(found, "output_events_dropped_total", output=label) == counts["dropped"]
+    assert value(found, "output_up", output="events.jsonl") == 1 and value(found, "output_up", output=KAFKA) == 0
     for name, states in SNAPSHOT["states"].items():
         assert value(found, "states_created_total", detector=name) == states["created"]
         assert value(found, "states_live", detector=name) == states["live"]
@@ -182,6 +184,8 @@ def test_health(serve):
     now = {"snapshot": SNAPSHOT}
     exporter = serve(lambda: now["snapshot"])
     assert ask(exporter, "/healthz")[:2] == (200, "ok\n")
+    now["snapshot"] = {**SNAPSHOT, "why": "an output has failed for 73 s: the disk is full"}
+    assert ask(exporter, "/healthz")[:2] == (200, "ok, but an output has failed for 73 s: the disk is full\n")
     now["snapshot"] = {**SNAPSHOT, "healthy": False, "why": "eth0 is down"}
     assert ask(exporter, "/healthz")[:2] == (503, "eth0 is down\n")
     assert value(series(ask(exporter, "/metrics").text), "healthy") == 0

@@ -98,6 +98,59 @@ def test_trouble_is_told_once_each_way(made):
     assert (run.troubles(), run.complaints()) == ([], [])
 
 
+FULL = "cannot write a: No space left on device; free some space or give -o another place"
+DROPPED = "events are dropped and counted until it can be written"
+
+
+def test_an_output_fails_when_it_could_not_deliver_for_a_minute(made):
+    run, start = live("a", "b"), time.monotonic()
+    assert run.failures(start + 1000) == {"a": "", "b": ""}
+    made["a"][0].failing = True
+    run.write(batch(5))
+    quiet(run)
+    run.troubles()
+    assert run.failures(start + outputs.FAILING_SECONDS - 1)["a"] == ""
+    for seconds in (73, 75):
+        run.write(batch(5))
+        quiet(run)
+        run.troubles()
+        why = run.failures(min(run.troubled.values()) + seconds)
+        assert why == {"a": f"an output has failed for {seconds} s: {FULL}; {DROPPED}", "b": ""}
+    made["a"][0].failing = False
+    run.write(batch(2))
+    quiet(run)
+    assert run.failures(start + 1000)["a"] == ""
+    run.troubles()
+    assert run.troubled == {}
+    run.replace(["b"])
+    assert list(run.failures(start)) == ["b"]
+    run.close()
+
+
+def test_one_that_was_removed_is_not_said_to_be_written_again(made):
+    run = live("a", "b")
+    made["a"][0].trouble = "a: no broker answers"
+    assert run.troubles() == ["a: no broker answers"]
+    run.replace(["b"])
+    until(lambda: made["a"][0].calls == ["close"] and run.former[0].queued.sink is None)
+    assert run.troubles() == []
+    run.close()
+
+
+def test_a_write_that_hangs_is_told(made, monkeypatch):
+    monkeypatch.setattr(queued, "HANG_S", 0.1)
+    monkeypatch.setattr(queued, "TICK_S", 0.02)
+    run = live("a", "b")
+    made["a"][0].go.clear()
+    run.write(batch(5))
+    until(lambda: (told := run.troubles()) and told[0].startswith("a hangs: it has taken nothing for"))
+    why = run.failures(min(run.troubled.values()) + 61)
+    assert why["a"].startswith("an output has failed for 61 s: a hangs") and why["b"] == ""
+    made["a"][0].go.set()
+    until(lambda: run.troubles() == ["a: written again"])
+    run.close()
+
+
 def test_a_real_full_device_and_a_real_file(tmp_path):
     run = Outputs(["jsonl:/dev/full", str(tmp_path / "e.jsonl")], DETECTORS, live=True)
     for _ in range(3):
@@ -144,6 +197,38 @@ def test_a_reload_opens_closes_and_keeps(made):
     assert made["goes"][0].calls == ["close"]
     assert made["stays"][0].rotation == Rotation(7, 8)
     assert settled(run, 8) == (8, 0, 0)
+
+
+def test_secrets_are_not_shown_but_tell_outputs_apart(made):
+    specs = ["http://h/in?token=one", "http://h/in?token=two", "http://u:pw@h/in"]
+    run = live(*specs)
+    made[specs[0]][0].failing = True
+    run.write(batch(5))
+    quiet(run)
+    run.troubles()
+    made[specs[0]][0].failing = False
+    run.write(batch(1))
+    quiet(run)
+    assert run.troubles() == ["http://h/in?***: written again"]
+    assert list(run.counts()) == ["http://h/in?***", "http://h/in?***#2", "http://***@h/in"]
+    run.close()
+
+
+def test_an_output_whose_secret_changed_is_counted_on(made):
+    run = live("http://h/in?token=one", "a")
+    run.write(batch(5))
+    for token in ("two", "three"):
+        run.replace([f"http://h/in?token={token}", "a"])
+        run.write(batch(1))
+    run.close()
+    assert {name: counts["made"] for name, counts in run.counts().items()} == {"http://h/in?***": 7, "a": 7}
+
+
+def test_names_keep_their_order_when_one_is_removed(made):
+    run = live("http://h/a", "http://h/b")
+    run.replace(["http://h/a"])
+    assert list(run.counts()) == ["http://h/a", "http://h/b"]
+    run.close()
 
 
 def test_a_reload_that_fails_changes_nothing(made):

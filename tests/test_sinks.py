@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ import pytest
 
 from dataplane import sinks
 from dataplane.events import csv_header, csv_lines
-from dataplane.sinks import ReaderGone, SinkError, open_sink, sink_name
+from dataplane.sinks import ReaderGone, SinkError, open_sink, redacted, sink_name
 from dataplane.sinks.jsonl import JsonLines
 from tests.naive import events as naive
 from tests.sinks import DETECTORS, batch, deliver, text_of
@@ -100,6 +101,15 @@ def test_table_counts_and_shows_the_largest(capsys):
     assert "lost=False" not in out
 
 
+def test_table_shows_any_address_whole(capsys):
+    events = batch(2)
+    rows = events.parts[0][1]
+    rows["ip_version"], rows["proto"], rows["sport"], rows["dport"] = 6, 17, 443, 100
+    rows["src"] = np.frombuffer(bytes.fromhex("fe800100abcd00000000000000000001"), np.uint8)
+    deliver("table", events)
+    assert "[fe80:100:abcd::1]:443" in capsys.readouterr().out
+
+
 def test_table_without_events_is_empty(capsys):
     deliver("table")
     assert capsys.readouterr().out == ""
@@ -130,6 +140,36 @@ def test_an_unknown_output_names_the_nearest(spec, hint):
     assert hint in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("https://host:8443/in?token=hush", "https://host:8443/in?***"),
+        ("https://host?hush=a@b", "https://host?***"),
+        ("http://user:hush@[::1]:80/in", "http://***@[::1]:80/in"),
+        ("http://:hush@host/a@b#hush", "http://***@host/a@b#***"),
+        ("http://user:hu/sh@host/in", "http://***"),
+        ("http://user:hu?sh@host/in", "http://***"),
+        ("kafka://a:1,[::1]:2,c/topic?sasl.password=hush", "kafka://a:1,[::1]:2,c/topic?***"),
+        ("pg:dbname=x password=hush", "pg:***"),
+        ("pg:postgres://user:hush@host/db", "pg:postgres://***@host/db"),
+        ("s3:hush/x.parquet", "s3:***"),
+        ("http:host/x?hush", "http:***"),
+        ("host/x?hush", "host/x?***"),
+    ],
+)
+def test_an_output_is_shown_without_secrets(spec, shown):
+    assert redacted(spec) == shown == redacted(shown)
+    assert "hu" not in shown
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["-", "null", "table", "a/b.csv", "jsonl:/tmp/a:b", "/x/e-%H:%M.jsonl", "e-%Y%m%dT%H:%M.jsonl", "https://h/in"],
+)
+def test_an_output_without_secrets_is_shown_whole(spec):
+    assert redacted(spec) == spec
+
+
 def test_sinks_of_others_are_found_by_entry_point(monkeypatch):
     class Entry:
         name = "amqp"
@@ -139,6 +179,16 @@ def test_sinks_of_others_are_found_by_entry_point(monkeypatch):
 
     monkeypatch.setattr(sinks, "entry_points", lambda group: [Entry()] if group == "qoetap.sinks" else [])
     assert open_sink("amqp:broker:5672/qoe", DETECTORS) == ("broker:5672/qoe", DETECTORS)
+
+
+def test_a_sink_of_others_that_fails_is_one_sentence(monkeypatch):
+    def broken(_path, _detectors):
+        raise KeyError("region")
+
+    entry = SimpleNamespace(name="s3", load=lambda: broken)
+    monkeypatch.setattr(sinks, "entry_points", lambda group: [entry])
+    with pytest.raises(SinkError, match=r"^s3:\*\*\*: cannot be opened \(KeyError: 'region'\)$"):
+        open_sink("s3:hush", DETECTORS)
 
 
 def test_missing_pyarrow_says_what_to_install(monkeypatch, tmp_path):

@@ -41,7 +41,7 @@ class Port:
         self.name, self.workers, self.fanout = name, workers, fanout
         self.past, self.missed_before = Counts(), interface.missed(name)
         self.missed, self.up, self.gone, self.gone_at, self.closing = 0, True, False, 0.0, []
-        self.options, self.filtering, self.told = options, filtering, []
+        self.options, self.filtering, self.told, self.notes = options, filtering, [], []
         self.rings, self.lock = [None] * workers, threading.Lock()
         self._open(interface.require(name))
 
@@ -51,6 +51,9 @@ class Port:
         linktype, loopback = interface.link_type(self.name)
         # On a loopback every packet goes out and comes in: once is enough
         options = self.options._replace(outgoing=self.options.outgoing and not loopback)
+        why = interface.use_hardware_timestamps(self.name) if options.hardware else None
+        if why:
+            options = options._replace(hardware=False)
         self.program = self.filtering(linktype, self.name) if self.filtering else EVERYTHING
         rings = []
         try:
@@ -62,6 +65,7 @@ class Port:
             for ring in rings:
                 ring.close()
             raise
+        self.notes = [why] if why else []  # about how it was opened
         self.gone = False  # first: a worker leaves the rings of a port that is gone
         self.rings = rings
 
@@ -97,7 +101,7 @@ class Port:
         self.begin()
         self.told = []
         self.missed_before, self.up = interface.missed(self.name) - self.missed, interface.is_up(self.name)
-        return [f"{self.name}: the interface is back"]
+        return [f"{self.name}: the interface is back", *self.notes]
 
     def leave(self, number):
         """A worker's ring has no more to give: keep its counts and close it."""

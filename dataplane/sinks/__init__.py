@@ -10,15 +10,13 @@ import os
 from importlib.metadata import entry_points
 
 from dataplane.sinks.base import ReaderGone, Sink, SinkError
+from dataplane.sinks.names import FILES, SUFFIXES, URLS, redacted
 from dataplane.sinks.queued import Queued
 from dataplane.sinks.rotating import Rotating, Rotation, rotates
 
-__all__ = ["Queued", "ReaderGone", "Rotation", "Sink", "SinkError", "open_sink", "sink_name"]
+__all__ = ["Queued", "ReaderGone", "Rotation", "Sink", "SinkError", "open_sink", "redacted", "sink_name"]
 
 SINKS = ("jsonl", "csv", "parquet", "table", "null", "kafka", "http")  # names of the modules here
-FILES = ("jsonl", "csv", "parquet")  # of them, those that write files
-SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-URLS = {"kafka": "kafka", "http": "http", "https": "http"}  # whose path is the whole address
 GROUP = "qoetap.sinks"
 
 
@@ -42,11 +40,12 @@ def sink_name(spec):
     suffix = os.path.splitext(spec)[1]
     if suffix in SUFFIXES:
         return SUFFIXES[suffix], spec
+    told = redacted(spec)
     if path.startswith("//"):
-        raise SinkError(f"no output is called {spec!r}: addresses begin with {', '.join(f'{n}://' for n in URLS)}")
+        raise SinkError(f"no output is called {told!r}: addresses begin with {', '.join(f'{n}://' for n in URLS)}")
     near = difflib.get_close_matches(suffix or spec, [*SUFFIXES, "null", "table"], 1, 0.5)
     hint = f"did you mean {near[0]}" if near else f"end its name in one of {', '.join(SUFFIXES)}"
-    raise SinkError(f"no output is called {spec!r}: {hint}, or name the sink: jsonl:{spec}")
+    raise SinkError(f"no output is called {told!r}: {hint}, or name the sink: jsonl:{told}")
 
 
 def open_sink(spec, detectors, live=False, rotation=None):
@@ -54,6 +53,15 @@ def open_sink(spec, detectors, live=False, rotation=None):
 
     A file is overwritten, but with `live` gone on with; one with the time in its name begins anew by `rotation`.
     """
+    try:
+        return _open(spec, detectors, live, rotation)
+    except SinkError:
+        raise
+    except Exception as error:  # a sink of others may fail in any way: that ends no agent that reads its file anew
+        raise SinkError(f"{redacted(spec)}: cannot be opened ({type(error).__name__}: {error})") from error
+
+
+def _open(spec, detectors, live, rotation):
     (name, path), detectors = sink_name(spec), tuple(detectors)
     if name not in SINKS:
         return _others()[name].load()(path, detectors)

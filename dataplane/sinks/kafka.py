@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from dataplane.events import COMMON, Renderer, escape_json, json_line
 from dataplane.sinks.base import Sink, SinkError
+from dataplane.sinks.names import redacted
 
 try:
     from confluent_kafka import KafkaError, KafkaException, Producer
@@ -67,11 +68,7 @@ class Address(NamedTuple):
     topic: str
     settings: dict
     file: str  # of further settings, or ""
-
-    @property
-    def name(self):
-        """What the output is called in a sentence."""
-        return f"kafka://{self.brokers}/{self.topic}"
+    name: str  # what the output is called in a sentence
 
 
 def parse(spec):
@@ -79,21 +76,21 @@ def parse(spec):
     scheme, _, rest = spec.partition("://")
     place, mark, query = rest.partition("?")
     brokers, _, topic = place.partition("/")
-    name = spec.partition("?")[0]  # without settings, which may be secrets
+    name = redacted(spec)
     if "@" in brokers:
-        raise SinkError(f"kafka://...@{place.rpartition('@')[2]}: credentials have no place in an address: {CONFIG}")
+        raise SinkError(f"{name}: credentials have no place in an address: {CONFIG}")
     if scheme != "kafka" or not all(map(is_broker, brokers.split(","))):
         raise SinkError(f"{name}: {FORM}")
     if not TOPIC.fullmatch(topic) or topic in (".", ".."):
         raise SinkError(f"{name}: {topic!r} is no name of a topic (letters, digits, . _ -); {FORM}")
     try:
         settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark)))
-    except ValueError as error:
-        raise SinkError(f"{name}: {error}; {FORM}") from None
+    except ValueError:
+        raise SinkError(f"{name}: a setting behind the ? is no name=value; {FORM}") from None
     file = settings.pop("config", "")
     for secret in filter(SECRET.search, settings):
         raise SinkError(f"{name}: {secret} is a secret: {CONFIG}")
-    return Address(brokers, topic, settings, file)
+    return Address(brokers, topic, settings, file, name)
 
 
 def is_broker(text):
@@ -322,6 +319,8 @@ class Kafka(Sink):
     def close(self):
         """Deliver what waits within CLOSE_S and drop the rest. SinkError if there is a rest."""
         lost = self._end(CLOSE_S) if self.producer is not None else 0
+        if lost and self.refused is not None:
+            raise SinkError(f"{self._refusal(self.refused)}; {lost} events at the end were dropped")
         if lost:
             raise SinkError(f"{self.path}: {lost} events were not confirmed within {CLOSE_S} s and count as dropped")
 

@@ -9,6 +9,7 @@ from dataplane.sinks.base import SinkError
 
 LIMIT_EVENTS = 65_536  # that wait at most; one larger batch is taken when none wait
 TICK_S = 1.0
+HANG_S = 30.0  # one whose call does not come back for so long hangs
 STALL_S = 2.0  # a sink that took nothing for so long is not waited for where dropping is allowed
 
 
@@ -33,8 +34,9 @@ class Queued:
         self.sink, self.drop, self.limit = sink, drop, limit_events
         self.made = self.waiting = self.lost = 0  # lost: dropped here, before the sink
         self.sent = (0, 0, 0)  # the sink's delivered, queued and dropped, after its last call
-        self.calls, self.error = deque(), None
+        self.calls, self.error, self.last_trouble = deque(), None, None  # the latter: of the sink, when it was closed
         self.closing = self.closed = self.left = False  # asked to; done; given up
+        self.alive = time.monotonic()  # when a call of the sink last came back; there is one every TICK_S
         self.patient_until = 0.0  # until then `write` waits although it may drop
         self.change = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="qoetap-sink", daemon=True)
@@ -51,8 +53,14 @@ class Queued:
         """What is wrong now, in one sentence; None if nothing is. A failure is over when something is delivered."""
         error, sink = self.error, self.sink
         if error is None:
-            return sink and sink.trouble
+            return sink and (sink.trouble or self._hanging(sink))
         return str(error) if self.left else f"{error}; events are dropped and counted until it can be written"
+
+    def _hanging(self, sink):
+        if time.monotonic() - self.alive <= HANG_S:
+            return None
+        what = f"{sink.path} hangs: it has taken nothing for {HANG_S:.0f} s"
+        return f"{what}; events wait, and are dropped and counted in the end"
 
     def write(self, events):
         """Take a copy of Events. Without `drop`, raises what the sink has failed with since."""
@@ -137,7 +145,7 @@ class Queued:
         if not self.left:
             self._do(self.sink.close)
             with self.change:
-                self.closed, self.sink = True, None
+                self.closed, self.last_trouble, self.sink = True, self.sink.trouble, None
 
     def _next(self, due):
         """What to call next, () if nothing until `due`; None when closing and nothing is left."""
@@ -153,6 +161,7 @@ class Queued:
         count = sum(len(e.order) for e in events)
         given_up = self.error_is_final and function != self.sink.close
         sent = self.sent if given_up else self._call(function, *events)
+        self.alive = time.monotonic()
         with self.change:
             if not self.left:
                 self.sent = sent

@@ -14,6 +14,7 @@ LARGEST, LATEST = 10, 5  # rows shown of a type that counts bytes, and of anothe
 ZEROS = ("0", "0.0", "0/0", "False", "0" * 16, "0.000ms")  # left out, so that the rest is seen
 EPOCH_NS = 10**17  # a field in ns beyond this is a time, not a duration
 WIDTH_COLUMNS = 160  # where the output is no terminal
+PLAIN = {"markup": False, "emoji": False}  # rich would take [fe80::1] and :100: for its own
 
 
 class Kept:
@@ -88,9 +89,9 @@ class Table(Sink):
         from rich.console import Console  # late: it is slow to import
 
         kept, self.kept = [k for k in self.kept.values() if k.count], {}
-        console = Console()
+        console = Console(**PLAIN)
         if not console.is_terminal:
-            console = Console(width=WIDTH_COLUMNS)
+            console = Console(width=WIDTH_COLUMNS, **PLAIN)
         try:
             for table in self._tables(kept):
                 console.print(table)

@@ -123,8 +123,8 @@ def new_scratch(size):
 
 @njit
 def sort(mem, frames, first, last, scratch, n_odd):
-    """Write the frames' numbers to `scratch` by sort: TCP over common IPv4, UDP over that, neither, behind `n_odd` that are
-    there; how many there then are.
+    """Write the frames' numbers to `scratch` by sort: TCP over common IPv4, UDP over that, neither (behind the `n_odd`
+    that are there already). How many of each there are then.
     """
     n_tcp = n_udp = np.uint64(0)
     for i in range(np.uint64(first), np.uint64(last)):

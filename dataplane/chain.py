@@ -15,8 +15,8 @@ from numba.extending import intrinsic
 from dataplane.kernels import Kernel
 from dataplane.records import CHECKED, rows, zeros
 
-# What a stage returns: it is done with the tile; its events must be taken before it can go on; it has no frames to give.
-# 0: it has raised, and numba has written to stderr what
+# What a stage returns: it is done with the tile; its events must be taken before it can go on; it has no frames to
+# give. 0: it has raised, and numba has written to stderr what
 DONE, AGAIN, SPENT = 1, 2, 3
 
 PLACE = np.dtype(
@@ -118,7 +118,7 @@ class Chain:
         self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
 
     def over(self, batch, tile):
-        """Run the stages over the block that `batch` was given, or the frames that it may expect, and note how many that
+        """Run the stages over the block that `batch` was given, or the frames that it may expect, and note how many there
         were. Yields whenever a stage's events must be taken.
         """
         self.places[0] = 0, 0, batch.frames, tile

@@ -59,8 +59,8 @@ EVENT_BYTES, ENDS_AT = DETECTOR.event.itemsize, DETECTOR.event.fields["src"][1]
 # `turn` (runner.TURN) says which worker this is and what a call left behind: the position in the list and the events
 # made, so that a call whose event buffer was full can go on.
 #
-# Packets are taken in groups, in three short loops: while a group is stepped, the states of the next one and the keys of
-# the one after that are on their way.
+# Packets are taken in groups, in three short loops: while a group is stepped, the states of the next one and the keys
+# of the one after that are on their way.
 
 
 def named(function):

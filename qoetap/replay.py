@@ -128,7 +128,13 @@ class Run:
 
     def blocks(self):
         """Blocks of the source at hand, until something asks the run to end."""
-        blocks = blocks_of(self.source, self.sieve)
+        return self.until_stopped(blocks_of(self.source, self.sieve))
+
+    def stretches(self):
+        """The same with Stretches, where nothing is filtered."""
+        return self.blocks() if self.sieve else self.until_stopped(self.source.stretches())
+
+    def until_stopped(self, blocks):
         while not self.stopped and (block := self.stop.next(blocks)) is not None:
             yield block
             self.progress.show(self.engine.seen, self.done_bytes + self.source.bytes_done)
@@ -147,7 +153,8 @@ def announce(settings, known):
     running = config.chosen(settings, known)
     count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
     say(f"{len(running)} detectors, tables up to {most_bytes(settings, known) / MIB:.0f} MiB, {count}")
-    missing = warm.units(running, *["sieve.mark"] * bool(settings.filter))
+    alone = settings.workers == 1 and not settings.filter
+    missing = warm.units(running, *["sieve.mark"] * bool(settings.filter), *["pcapfile.read_stage"] * alone)
     if missing:
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)

@@ -15,10 +15,12 @@ import detectors as registry
 from dataplane.batch import Batch
 from dataplane.cache import cold, is_temporary
 from dataplane.capture.merge import Merge
+from dataplane.capture.pcapfile import read_stage
 from dataplane.capture.ring import WALK, walk
 from dataplane.capture.sieve import Sieve
 from dataplane.events import Events, Renderer, json_lines
 from dataplane.evidence import History
+from dataplane.kernels import stage_address
 from dataplane.records import FRAME, JIT, Block, rows
 from dataplane.runner import make_runners
 from dataplane.wire import decode_options
@@ -93,6 +95,7 @@ def compile_walk():
 
 OTHERS = {
     "batch.decode_stage": compile_decode,
+    "pcapfile.read_stage": lambda: stage_address(read_stage),
     "sieve.mark": compile_sieve,
     "ring.walk": compile_walk,
     "merge.merge": lambda: Merge(2, PAGE_bytes, 1, 0),

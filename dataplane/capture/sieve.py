@@ -39,7 +39,8 @@ def mark(buf, frames, first, program, starts, cells):
             return i
         for k in range(cells.size):
             put(room, k, np.uint64(0))
-        if start != PASSES and not run(code, start, room, mem, frame.offset, np.int64(frame.caplen), np.int64(frame.len)):
+        caplen, length = np.int64(frame.caplen), np.int64(frame.len)
+        if start != PASSES and not run(code, start, room, mem, frame.offset, caplen, length):
             frame.flags |= UNWANTED
     return frames.size
 

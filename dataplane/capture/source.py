@@ -88,8 +88,8 @@ class Source:
             self.close()
 
     def stretches(self):
-        """The same, but where compiled code can read by itself, Stretches: each is to be used up before the next is asked
-        for, and no Block must be needed any more.
+        """The same for one who needs no Block any more when he asks for the next: where compiled code can read by itself,
+        Stretches, each to be used up before.
         """
         if (reading := self.reading()) is None:
             yield from self.blocks()

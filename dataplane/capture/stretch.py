@@ -1,8 +1,9 @@
 """Reading in compiled code: a stage that comes before decoding in the same chain. It reads a file in pieces and finds
 the frames of a tile in them, so bytes and rows stay in the second-level cache until all detectors have seen them.
 
-Pieces are read until a tile is full, or as many bytes as WINDOW_bytes are before us; what is left is moved to the front
-of the feed's buffer before the next tile. Whatever is not just more of the same (the end, damage, a block that Python reads) ends the stretch: the walk then says the same to source.py.
+Pieces are read until a tile is full, or WINDOW_bytes are before us; what is left is moved to the front of the feed's
+buffer before the next tile. Whatever is not just more of the same (the end, damage) ends the stretch: source.py answers
+what the walk then says.
 """
 
 import numpy as np
@@ -102,7 +103,7 @@ class Reading:
         return self.stretch
 
     def end(self):
-        """Bring the feed to where the stretch has come; what its last walk said that somebody else must answer, or None."""
+        """Bring the feed to where the stretch has come; what its last walk said if somebody else must answer, or None."""
         context, row = self.context[0], self.state[0]
         self.feed.went_on(int(context.passed_bytes), int(row.end), int(context.read_bytes))
         return None if row.count else int(context.status)

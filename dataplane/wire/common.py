@@ -31,7 +31,8 @@ from dataplane.wire.flowhash import flow4, flow6
 ETHERNET_BYTES, TAG_BYTES = 14, 4
 LEAST_BYTES = 54  # Ethernet 14, IPv4 20, TCP 20
 LEAST_TOTAL_BYTES = 40  # the same without Ethernet
-PLAIN_IPV4, PLAIN_IPV4_MASK = 0x080045 << 40, -1 << 40  # eight bytes from the ethertype on: IPv4, a header of five words
+PLAIN_IPV4 = 0x080045 << 40  # eight bytes from the ethertype on: IPv4, a header of five words
+PLAIN_IPV4_MASK = -1 << 40
 FRAGMENT_MASK = 0x3FFF << 16  # four bytes from there on: more fragments, fragment offset; then TTL, protocol
 PLAIN_IPV6 = 0x86DD6  # ethertype IPv6, version 6
 

@@ -46,9 +46,9 @@ def stir(word):
 
 @njit(forceinline=True)
 def flow4(options, source, target, protocol):
-    """Hash of two ends, each an IPv4 address and a port in 48 bits: under one key for both, so it is the same both ways.
+    """Hash of two ends, each an IPv4 address and a port in 48 bits, under one key for both: so it is the same both ways.
 
-    For two pairs to have one product, x y + k (x + y) must be the same: so for all but a few of 2**64 keys they differ.
+    (x + k)(y + k) is the same for two pairs only if x y + k (x + y) is: for but a few of the 2**64 keys k.
     """
     key = options.keys[0] + np.uint64(protocol << 48)
     x, y = np.uint64(source) + key, np.uint64(target) + key

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from dataplane.memory import be16, be32, byte
+from dataplane.memory import be16, be32, be64, byte
 from dataplane.records import ECHO, FRAGMENT_LATER, PORTS, QUIC, SELF, TCP_HEADER, UDP_LENGTH
 from dataplane.wire.application import application, for_ptp, marked
 from dataplane.wire.fields import (
@@ -96,8 +96,7 @@ def icmp(mem, at, end, row):
 
 @njit
 def sent_to_itself(mem, row):
-    size = 4 if row.ip_version == 4 else 16
-    for i in range(row.addr, row.addr + size, 4):
-        if be32(mem, i) != be32(mem, i + size):
-            return False
-    return True
+    at = row.addr
+    if row.ip_version == 4:
+        return be32(mem, at) == be32(mem, at + 4)
+    return be64(mem, at) == be64(mem, at + 16) and be64(mem, at + 8) == be64(mem, at + 24)

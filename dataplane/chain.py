@@ -118,8 +118,9 @@ class Chain:
         self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
 
     def over(self, batch, tile):
-        """Run the stages over the block that `batch` was given, or the frames that it may expect, and note how many there
-        were. Yields whenever a stage's events must be taken.
+        """Run the stages over the block that `batch` was given, or the frames that it may expect, and note how many came.
+
+        Yields whenever a stage's events must be taken.
         """
         self.places[0] = 0, 0, batch.frames, tile
         table = [lambda rows, s=s: s(batch) for s in self.table] if CHECKED else self.table

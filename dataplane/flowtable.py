@@ -130,7 +130,7 @@ def places(table):
 
 @njit(forceinline=True)
 def home_in(slots, key):
-    """Of a table with `slots`: the first slot of the line in which the search for a key begins, its block is slot // 64."""
+    """In a table of `slots`: where the line begins in which the search for a key does; its block is slot // 64."""
     return np.int64(key >> np.uint64(20)) & (slots - LINE_SLOTS)
 
 

@@ -88,8 +88,8 @@ class Source:
             self.close()
 
     def stretches(self):
-        """The same for one who needs no Block any more when he asks for the next: where compiled code can read by itself,
-        Stretches, each to be used up before.
+        """The same, to whoever needs no Block when asking for the next: where compiled code can read by itself, Stretches,
+        to be used up before.
         """
         if (reading := self.reading()) is None:
             yield from self.blocks()

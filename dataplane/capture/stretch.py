@@ -103,7 +103,7 @@ class Reading:
         return self.stretch
 
     def end(self):
-        """Bring the feed to where the stretch has come; what its last walk said if somebody else must answer, or None."""
+        """Bring the feed to where the stretch has come; what its last walk said, if that is to be answered, or None."""
         context, row = self.context[0], self.state[0]
         self.feed.went_on(int(context.passed_bytes), int(row.end), int(context.read_bytes))
         return None if row.count else int(context.status)

@@ -46,7 +46,7 @@ def stir(word):
 
 @njit(forceinline=True)
 def flow4(options, source, target, protocol):
-    """Hash of two ends, each an IPv4 address and a port in 48 bits, under one key for both: so it is the same both ways.
+    """Hash of two ends, each an IPv4 address and a port in 48 bits, under one key for both: the same both ways.
 
     (x + k)(y + k) is the same for two pairs only if x y + k (x + y) is: for but a few of the 2**64 keys k.
     """

@@ -118,7 +118,7 @@ class Chain:
         self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
 
     def over(self, batch, tile):
-        """Run the stages over the block that `batch` was given, or the frames that it may expect, and note how many came.
+        """Run the stages over the block that `batch` was given, or the frames that it may expect; notes how many came.
 
         Yields whenever a stage's events must be taken.
         """

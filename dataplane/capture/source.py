@@ -88,8 +88,9 @@ class Source:
             self.close()
 
     def stretches(self):
-        """The same, to whoever needs no Block when asking for the next: where compiled code can read by itself, Stretches,
-        to be used up before.
+        """The same, but where compiled code can read by itself, Stretches, to be used up before the next is asked for.
+
+        A Block is not valid any longer than that.
         """
         if (reading := self.reading()) is None:
             yield from self.blocks()

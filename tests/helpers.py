@@ -59,7 +59,7 @@ def run_engine(paths, **options):
     sieve = sieve_of(settings)
     for path in expand([paths] if isinstance(paths, (str, os.PathLike)) else paths):
         source = open_capture(path, engine.block_frames, engine.hold)
-        engine.run(SimpleNamespace(name=source.name, blocks=partial(blocks_of, source, sieve)))
+        engine.run(SimpleNamespace(name=source.name, blocks=partial(blocks_of, source, sieve)) if sieve else source)
     engine.end()
     engine.ledger.delivered = sink.delivered
     assert not engine.ledger.imbalance()

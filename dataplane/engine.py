@@ -285,11 +285,11 @@ def delivery_order(parts):
     part = np.repeat(np.arange(len(parts)), [len(events) for _, events in parts])
     row = np.concatenate([np.arange(len(events)) for _, events in parts])
     keys = [np.concatenate([events[name] for _, events in parts]) for name in ("cause", "by_packet", "order")]
-    keys = [key for key in keys if (key != key[:1]).any()]
-    if keys:
-        order = np.lexsort(keys) if len(keys) > 1 else np.argsort(keys[0], kind="stable")
-        part, row = part[order], row[order]
-    return np.stack((part, row), axis=1)
+    order = np.argsort(keys[-1], kind="stable")  # fast, for each detector's events are nearly in order
+    ordered = keys[-1][order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.lexsort(keys)
+    return np.stack((part[order], row[order]), axis=1)
 
 
 def age_ranges(borns):

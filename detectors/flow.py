@@ -51,6 +51,10 @@ OPTIONS = (
 )
 
 
+def prepare(params):
+    params.calm = params.active - params.idle
+
+
 @njit
 def key(pkt, params):
     return pkt.hash
@@ -68,7 +72,9 @@ def step(pkt, flow, event, params):
     flow.pkts[side] += np.uint32(1)
     flow.bytes[side] += pkt.len
     flow.tcp_flags[side] |= pkt.tcp_flags
-    if flow.why != TCP_END:
+    if flow.why == IDLE and pkt.ts - flow.first_ts <= params.calm and not pkt.tcp_flags & (FIN | RST):
+        flow.due = pkt.clock + params.idle
+    elif flow.why != TCP_END:
         deadline(pkt, flow, params)
     return 0
 
@@ -78,7 +84,7 @@ def deadline(pkt, flow, params):
     left = params.active - (pkt.ts - flow.first_ts)
     flow.why = IDLE if params.idle <= left else ACTIVE
     flow.due = pkt.clock + min(params.idle, left)
-    if pkt.tcp_flags & (FIN | RST) and closed(flow):
+    if closed(flow):
         flow.why = TCP_END
         flow.due = pkt.clock + params.tcp_close
 
@@ -104,5 +110,17 @@ def tick(flow, clock, reason, event, params):
 
 
 DETECTOR = Detector(
-    "flow", IP, STATE, event_row(FLOW_END), (FLOW_END,), OPTIONS, key, step, tick, capacity=262144, silent=True
+    name="flow",
+    kind=IP,
+    state=STATE,
+    event=event_row(FLOW_END),
+    events=(FLOW_END,),
+    options=OPTIONS,
+    key=key,
+    step=step,
+    tick=tick,
+    capacity=262144,
+    silent=True,
+    prepare=prepare,
+    derived=("calm",),  # ns since a flow's first packet for which its deadline is the idle timeout
 )

@@ -27,9 +27,7 @@ def packets_of(frames):
     times = [ts if ts is not None and -(2**63) < ts < 2**63 else None for _, ts, _, _ in frames]
     found = []
     for (data, _, length, linktype), ts, clock in zip(frames, times, clocks(times)[0], strict=True):
-        found.append(
-            Packet(clock if ts is None else ts, clock, min(length, 2**31 - 1), wire.decode(data, length, linktype))
-        )
+        found.append(Packet(clock if ts is None else ts, clock, length, wire.decode(data, length, linktype)))
     return found
 
 

@@ -42,7 +42,7 @@ IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
 KINDS = ("ip", "quic", "echo", "ptp", "stream", "sandwich")
 
 # PACKET.flags
-REVERSE = 1 << 0  # the packet's source is the higher end of its flow, by port, then by address
+REVERSE = 1 << 0  # the packet's source is the higher end of its flow's ordered pair
 VLAN, PPPOE, MPLS, SNAP = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 OPTIONS = 1 << 5  # IPv4 options or an IPv6 extension header
 FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_ATOMIC = 1 << 6, 1 << 7, 1 << 8

@@ -161,9 +161,10 @@ def test_times_beyond_int64(tmp_path, offset):
 
 def test_a_set_of_flows_that_is_full_counts_what_it_left_out():
     frames = [make.eth(make.ipv4("10.0.0.1", "10.0.0.2", make.udp(port, 5))) for port in range(1, 41)]
-    batch = fill(block_of([(frame, len(frame), 1) for frame in frames * 2]))
+    block = block_of([(frame, len(frame), 1) for frame in frames * 2])
+    batch = fill(block)
     census = Census()
     census.slots = np.zeros(32, np.uint64)
-    packets_kernel(batch.packets, batch.size, census.protocols, census.counts, census.others, census.slots)
+    packets_kernel(batch.packets, block.frames, census.protocols, census.counts, census.others, census.slots)
     assert census.others[0].udp_flows == 24
     assert census.others[0].uncounted == 32

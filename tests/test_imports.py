@@ -18,7 +18,7 @@ MAY = {
     "dataplane.text": {"dataplane.records"},
     "dataplane.flowid": {"dataplane.records", "dataplane.text"},
     "dataplane.wire": {"dataplane.records", "dataplane.memory"},
-    "dataplane.capture": {"dataplane.records", "dataplane.memory", "dataplane.kernels"},
+    "dataplane.capture": {"dataplane.records", "dataplane.memory", "dataplane.kernels", "dataplane.chain"},
     "dataplane.chain": {"dataplane.records", "dataplane.kernels"},
     "dataplane.crew": set(),
     "dataplane.batch": {

@@ -76,7 +76,7 @@ def decode_udp4(mem, frame, at, options, row):
 def finish4(mem, frame, at, options, protocol, flags, small, row):
     """What is the same for both."""
     ports = be32(mem, at + 20)
-    source, target = be32(mem, at + 12) | ports >> 16 << 32, be32(mem, at + 16) | (ports & 0xFFFF) << 32
+    source, target = be32(mem, at + 12) << 16 | ports >> 16, be32(mem, at + 16) << 16 | ports & 0xFFFF
     row.hash, row.addr, row.ports = flow4(options, source, target, protocol), at + 12, ports
     row.small = np.uint64(small | be16(mem, at + 8) | 4 << VERSION_BIT | byte(mem, at + 1) << TOS_BIT)
     row.ts, row.clock, row.len = frame.ts, frame.clock, frame.len

@@ -19,7 +19,7 @@ def flow(mem, options, row, kinds):
     icmp = row.proto == ICMP or row.proto == ICMPV6
     sport, dport = (0, 0) if icmp else (np.int64(row.sport), np.int64(row.dport))
     if row.ip_version == 4:
-        source, target = be32(mem, row.addr) | sport << 32, be32(mem, row.addr + 4) | dport << 32
+        source, target = be32(mem, row.addr) << 16 | sport, be32(mem, row.addr + 4) << 16 | dport
         row.flags |= REVERSE if source > target else 0
         row.hash = flow4(options, source, target, np.int64(row.proto))
     else:
@@ -60,7 +60,7 @@ def flow6(mem, options, row, sport, dport):
     """The same over IPv6 addresses, the ends in order: each is eight bytes, eight bytes and a port."""
     source, target = row.addr, row.addr + 16
     s0, s1, t0, t1 = be64(mem, source), be64(mem, source + 8), be64(mem, target), be64(mem, target + 8)
-    if sport > dport or (sport == dport and (s0 > t0 or (s0 == t0 and s1 > t1))):
+    if s0 > t0 or (s0 == t0 and (s1 > t1 or (s1 == t1 and sport > dport))):
         s0, s1, t0, t1, sport, dport = t0, t1, s0, s1, dport, sport
         row.flags |= REVERSE
     ports = sport << 24 | dport << 8 | np.int64(row.proto)

@@ -89,7 +89,7 @@ def direction(p):
     """In the list of IP packets; which end is the higher one, and whether both ends of an echo are the same host."""
     p["lists"].add("ip")
     icmp = p["proto"] in (ICMP, ICMPV6)
-    source, target = (0 if icmp else p["sport"], p["src"]), (0 if icmp else p["dport"], p["dst"])
+    source, target = (p["src"], 0 if icmp else p["sport"]), (p["dst"], 0 if icmp else p["dport"])
     if source > target:
         p["flags"].add("REVERSE")
     if p["src"] == p["dst"] and "echo" in p["lists"]:

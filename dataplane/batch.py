@@ -114,7 +114,7 @@ class Scratch(NamedTuple):
     tcp: np.ndarray  # uint32
     udp: np.ndarray
     odd: np.ndarray
-    some: np.ndarray  # UDP packets to look into
+    some: np.ndarray  # UDP packets to look into; the second run of a list
 
 
 def new_scratch(size):
@@ -275,7 +275,7 @@ class Batch:
     def __init__(self, size=BATCH_ROWS):
         self.packets = rows(PACKET, size)
         self.lists = zeros(4 * len(KINDS) * (size + 1)).view(np.int32).reshape(len(KINDS), size + 1)
-        self.lists[IP] = np.arange(size + 1)
+        self.lists[IP] = np.arange(size + 1)  # for good: all rows
         self.counts = zeros(8 * len(KINDS)).view(np.int64)
         self.reasons = zeros(16 * N_REASONS).view(np.int64).reshape(2, N_REASONS)
         self.views, self.frames = list(self.lists), 0

@@ -1,8 +1,8 @@
 """Stages run one after another over a block of frames, tile by tile, without coming back to Python in between.
 
-A stage is decoding or one detector's loop. Compiled, it is a C function of two addresses, of its own context and of the
-batch, so any set of detectors makes a chain without being compiled together. A tile's rows stay in the second-level
-cache until all stages have seen them. Interpreted or with bounds checks, a stage is called as what it is.
+A stage is reading, decoding or one detector's loop. Compiled, it is a C function of two addresses, of its own context
+and of the batch, so any set of detectors makes a chain without being compiled together. A tile's rows stay in the
+second-level cache until all stages have seen them. Interpreted or with bounds checks, a stage is called as what it is.
 """
 
 import time
@@ -116,6 +116,11 @@ class Chain:
         addresses = [(stage.function, stage.context.ctypes.data) for stage in stages]
         self.table = [s.call for s in stages] if CHECKED else np.array(addresses, np.int64).reshape(-1, 2)
         self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
+
+    def end_with_tile(self, batch):
+        """What runs ends when the tile at hand is done."""
+        place = self.places[0]
+        place["frames"] = place["first"] + batch.size
 
     def over(self, batch, tile):
         """Run the stages over the block that `batch` was given, or the frames that it may expect; notes how many came.

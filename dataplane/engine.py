@@ -127,6 +127,7 @@ class Engine:
         self.run_chain(self.stretching, None, None)
 
     def run_chain(self, chain, block, watch):
+        """What the batch was given or may expect, through a chain of one worker; hands events on when it is time."""
         started, batch = time.perf_counter(), self.batches[0]
         made = self.detect(chain, 0, batch, self.tile)
         self.divide(chain, time.perf_counter() - started)
@@ -201,6 +202,8 @@ class Engine:
         made = [[] for _ in self.detectors]
         for _ in chain.over(batch, tile):
             self.take(share, made)
+            if chain is self.stretching:
+                chain.end_with_tile(batch)  # events are handed on when a buffer was full
         return made
 
     def take(self, share, made):

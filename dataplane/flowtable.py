@@ -136,6 +136,7 @@ def home_in(slots, key):
 
 @njit(forceinline=True)
 def home_of(control, key):
+    """The same in the table with that control row."""
     return home_in(control.slots, key)
 
 

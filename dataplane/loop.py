@@ -49,7 +49,7 @@ key, tick = DETECTOR.key, DETECTOR.tick
 step = njit(forceinline=True)(getattr(DETECTOR.step, "py_func", DETECTOR.step))  # LLVM would call it
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
-AHEAD_STATES = 8  # the same at the end of input
+AHEAD_STATES = 8  # how many states ahead are asked for at the end of input
 USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, 2 * LINE_BYTES), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 STATE_WORDS = STATE_BYTES // 8
@@ -212,10 +212,10 @@ def gather(packets, index, count, chosen, keys, control, params, turn):
     for i in range(np.uint64(count)):
         row = np.uint64(index[i])
         pkt = packets[row]
-        k = key(pkt, params)
+        k = np.uint64(0) if KIND == IP and pkt.hash == np.uint64(0) else key(pkt, params)
         chosen[n], keys[n] = row, k  # written always, counted if so: no branch to guess
         mine = workers == 1 or worker_of(control, k, workers) == worker
-        n += np.uint64((k != np.uint64(0)) & mine & (KIND != IP or pkt.hash != np.uint64(0)))
+        n += np.uint64((k != np.uint64(0)) & mine)
     return np.int64(n)
 
 

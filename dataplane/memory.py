@@ -8,7 +8,7 @@ each access is checked.
 `byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array, `load64` and `store64` move
 eight bytes; `word` and `put` read and write elements of a uint64 array, `matches` says which of eight from a cache
 line's start on are equal to a value, as bits; `prefetch` asks for the cache line of a row that will be wanted soon.
-`select` takes one of two numbers without a branch; `high_product` is the upper half of a product.
+`high_product` is the upper half of a product.
 """
 
 import sys
@@ -114,21 +114,6 @@ def _prefetch():
     return prefetch
 
 
-def _select():
-    """Intrinsic: LLVM's select, marked as not worth a branch."""
-
-    @intrinsic
-    def select(typing_context, condition, first, second):
-        def generate(context, builder, signature, args):
-            chosen = builder.select(*args)
-            chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
-            return chosen
-
-        return types.int64(types.boolean, types.int64, types.int64), generate
-
-    return select
-
-
 def _eight():
     """Intrinsics: eight uint64 compared at once, and the place of a mask's lowest bit."""
 
@@ -226,17 +211,12 @@ if CHECKED:
     def prefetch(mem, index, size, within):
         pass
 
-    @njit
-    def select(condition, first, second):
-        """`first` where `condition` holds, else `second`."""
-        return np.int64(first) if condition else np.int64(second)
-
 else:
     byte, be16, be32, be64 = (_loader(bits) for bits in (8, 16, 32, 64))
     word, put = _word()
     load64, store64 = _copier()
     matches, lowest_bit = _eight()
-    prefetch, select = _prefetch(), _select()
+    prefetch = _prefetch()
 
     @njit
     def memory(buf):

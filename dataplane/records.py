@@ -36,8 +36,8 @@ FRAME = np.dtype(
     align=True,
 )
 
-# Index lists that a batch holds, of packet rows by kind. IP: all rows; those without IP have no hash, and no detector
-# gets them. QUIC: UDP from port 443, server to client
+# Index lists that a batch holds, of packet rows by kind. IP: all rows; those without a hash are no IP, and no detector of
+# this kind is asked about them. QUIC: UDP from port 443, server to client
 IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
 KINDS = ("ip", "quic", "echo", "ptp", "stream", "sandwich")
 
@@ -123,9 +123,8 @@ PACKET = np.dtype(
     }
 )
 
-TTL_BIT, VERSION_BIT, TOS_BIT, TCP_FLAGS_BIT, FIRST_BYTE_BIT, VLAN_BIT = (  # where a field begins in `small`
-    8 * (_PACKET[name][1] - _PACKET["small"][1])
-    for name in ("ttl", "ip_version", "tos", "tcp_flags", "first_byte", "vlan")
+TTL_BIT, VERSION_BIT, TOS_BIT, TCP_FLAGS_BIT, FIRST_BYTE_BIT = (  # where a field begins in `small`
+    8 * (_PACKET[name][1] - _PACKET["small"][1]) for name in ("ttl", "ip_version", "tos", "tcp_flags", "first_byte")
 )
 
 # A decoded batch, by the addresses of its arrays

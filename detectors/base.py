@@ -7,7 +7,8 @@ A detector never sees bytes, tables or clocks. The runner finds the packet's sta
     tick(state, clock, reason, event, params) -> int  the same, when `state.due` has come or the state must go
 
 `step` and `tick` set `state.due`, the capture-clock time of the next tick; FORGET ends the state. A fresh state has all
-its own fields zero and `due` NEVER, so its first `step` must set it.
+its own fields zero and `due` NEVER, so its first `step` must set it. `step` becomes a part of the runner's loop, so its
+own jit options do not count.
 """
 
 from typing import NamedTuple
@@ -56,7 +57,7 @@ class EventType(NamedTuple):
 
 class Detector(NamedTuple):
     name: str  # also the name of the object in an event
-    kind: int  # the index list of the batch that it reads
+    kind: int  # the index list of the batch that it reads; IP: of its rows those with a hash
     state: np.dtype
     event: np.dtype
     events: tuple

@@ -16,11 +16,12 @@ from dataplane.memory import array_at, load64, store64
 from dataplane.records import BATCH, FRAME, Stretch, rows
 
 PIECE_bytes, WINDOW_bytes = 128 << 10, 640 << 10
+STRETCH_bytes = 16 << 20  # then a stretch ends: signals are heard and events handed on, however slow the file
 FRAME_BYTES = FRAME.itemsize
 
 READING = np.dtype(  # context of the stage: addresses and sizes; what it has done
     [
-        *((name, np.int64) for name in ("fd", "buf", "buf_bytes", "frames", "walk")),
+        *((name, np.int64) for name in ("fd", "buf", "buf_bytes", "frames", "room", "walk")),
         ("status", np.int64),  # of the last walk
         ("read_bytes", np.int64),
         ("passed_bytes", np.int64),  # before what is now the buffer's first byte
@@ -43,8 +44,8 @@ def move(context, row):
 
 @njit
 def refill(context, row):
-    """Read a piece; whether there was one, and room for it."""
-    if row.end + PIECE_bytes > min(context.buf_bytes, WINDOW_bytes):
+    """Read a piece; whether there was one, room for it, and the stretch still lasts."""
+    if row.end + PIECE_bytes > min(context.buf_bytes, WINDOW_bytes) or context.read_bytes >= STRETCH_bytes:
         return False
     got = max(0, read(context.fd, context.buf + row.end, PIECE_bytes))
     context.read_bytes += got
@@ -57,21 +58,23 @@ def refill(context, row):
 
 @njit
 def context_of(context):
+    """The READING row at an address."""
     return array_at(context, 1, READING)[0]
 
 
 @njit
 def begin(context, batch, row):
-    """The bytes, and the FRAME rows to be filled."""
+    """Move what is left to the front; the bytes, and the FRAME rows to be filled, at most a tile."""
     if row.pos:
         move(context, row)
     row.count = 0
-    frames = array_at(context.frames, batch_of(batch).count, FRAME)
+    frames = array_at(context.frames, min(batch_of(batch).count, context.room), FRAME)
     return array_at(context.buf, context.buf_bytes, np.uint8), frames
 
 
 @njit
 def batch_of(batch):
+    """The BATCH row at an address."""
     return array_at(batch, 1, BATCH)[0]
 
 
@@ -87,10 +90,11 @@ def finish(context, batch, row):
 class Reading:
     """What a Source needs for stretches: its feed's file, its walk's row, and the compiled `read_on` for that walk."""
 
-    def __init__(self, feed, state, function, tile):
-        self.feed, self.state, self.frames = feed, state, rows(FRAME, tile)
+    def __init__(self, feed, state, function, room):
+        self.feed, self.state, self.frames = feed, state, rows(FRAME, room)
         self.context = rows(READING, 1)
         context = self.context[0]
+        context.room = room
         context.fd, context.frames, context.walk = feed.fd, self.frames.ctypes.data, state.ctypes.data
         self.stretch = Stretch(Stage("reading", stage_address(function), self.context, None))
 
@@ -106,4 +110,4 @@ class Reading:
         """Bring the feed to where the stretch has come; what its last walk said, if that is to be answered, or None."""
         context, row = self.context[0], self.state[0]
         self.feed.went_on(int(context.passed_bytes), int(row.end), int(context.read_bytes))
-        return None if row.count else int(context.status)
+        return None if row.count or context.read_bytes >= STRETCH_bytes else int(context.status)

@@ -33,12 +33,13 @@ LEAST_BYTES = 54  # Ethernet 14, IPv4 20, TCP 20
 LEAST_TOTAL_BYTES = 40  # the same without Ethernet
 PLAIN_IPV4 = 0x080045 << 40  # eight bytes from the ethertype on: IPv4, a header of five words
 PLAIN_IPV4_MASK = -1 << 40
-FRAGMENT_MASK = 0x3FFF << 16  # four bytes from there on: more fragments, fragment offset; then TTL, protocol
+FRAGMENT_MASK = 0x3FFF << 16  # four bytes from IPv4's flags on: more fragments, fragment offset; then TTL, protocol
 PLAIN_IPV6 = 0x86DD6  # ethertype IPv6, version 6
 
 
 @njit(forceinline=True)
 def framed(frame):
+    """Whether Ethernet and a whole header of IPv4 and TCP may be read."""
     return (frame.linktype == ETHERNET) & (frame.flags == 0) & (frame.caplen >= LEAST_BYTES)
 
 
@@ -85,7 +86,7 @@ def finish4(mem, frame, at, options, protocol, flags, small, row):
 
 @njit
 def decode_common(mem, frame, options, row):
-    """The same for such a frame with a tag, or of IPv6: its lists, -1 if it is none."""
+    """Fill `row` from a common frame with a tag or of IPv6; the bit set of its lists, -1 if it is none."""
     if not framed(frame):
         return -1
     tagged = be16(mem, frame.offset + 12) == T_8021Q
@@ -107,6 +108,7 @@ def decode_common(mem, frame, options, row):
 
 @njit(forceinline=True)
 def plain_ipv6(mem, at):
+    """Whether a plain IPv6 header with TCP or UDP behind it is at `at`, behind its ethertype."""
     protocol = byte(mem, at + 6)
     plain = (be32(mem, at - 2) >> 12 == PLAIN_IPV6) & (be16(mem, at + 4) >= 20)
     return plain & ((protocol == TCP) | (protocol == UDP))
@@ -114,6 +116,7 @@ def plain_ipv6(mem, at):
 
 @njit
 def decode_ipv6(mem, frame, at, options, row):
+    """Fill `row` from such a header and what is behind it, all but what UDP's payload tells."""
     protocol, ports = byte(mem, at + 6), be32(mem, at + 40)
     small = byte(mem, at + 7) << TTL_BIT | protocol | 6 << VERSION_BIT | (be16(mem, at) >> 4 & 255) << TOS_BIT
     row.proto, row.addr, row.ports = protocol, at + 8, ports

@@ -50,7 +50,10 @@ GTPU_PDU = 255  # message type that carries a user packet
 TUNNELS = ("gre", "ipip", "6in4", "vxlan", "geneve", "gtpu")
 T_GRE, T_IPIP, T_6IN4, T_VXLAN, T_GENEVE, T_GTPU = (1 << i for i in range(6))
 
-FOLD = 14  # of DECODE.keys: the one that folds products, odd; the others go by pairs
+FACTOR, FOLD = (
+    1,
+    14,
+)  # of DECODE.keys: those that stir flows of IPv4 and fold products, odd; 0 is of IPv4, others go by pairs
 HASH_KEYS = 15
 DECODE = np.dtype([("keys", np.uint64, HASH_KEYS), ("tunnels", np.int64)], align=True)
 
@@ -59,7 +62,8 @@ def decode_options(secret, tunnels=0):
     """DECODE rows (1,): hash keys drawn from `secret`, bytes that nobody outside may know, and tunnels to enter."""
     options = rows(DECODE, 1)
     options[0].keys[:] = np.frombuffer(hashlib.shake_256(secret).digest(8 * HASH_KEYS), np.uint64)
-    options[0].keys[FOLD] |= np.uint64(1)
+    for odd in (FACTOR, FOLD):
+        options[0].keys[odd] |= np.uint64(1)
     options[0].tunnels = tunnels
     return options
 

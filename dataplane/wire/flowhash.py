@@ -1,6 +1,6 @@
 """Keyed hashes of addresses and ports: 128-bit products of keyed pairs of words, as NH of UMAC makes them (Black,
-Halevi, Krawczyk, Krovetz, Rogaway, "UMAC: fast and secure message authentication"), folded to 64 bits by a further key
-and stirred. Whoever does not know the keys cannot aim at a slot.
+Halevi, Krawczyk, Krovetz, Rogaway, "UMAC: fast and secure message authentication"), or for IPv4 of both ends under one
+key, folded to 64 bits by a further key and stirred. Whoever does not know the keys cannot aim at a slot.
 """
 
 import numpy as np
@@ -8,7 +8,9 @@ from numba import njit
 
 from dataplane.memory import be16, be32, be64, byte, high_product
 from dataplane.records import IP, REVERSE
-from dataplane.wire.fields import FOLD, ICMP, ICMPV6
+from dataplane.wire.fields import FACTOR, FOLD, ICMP, ICMPV6
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @njit
@@ -35,12 +37,12 @@ def product(options, i, x, y):
 
 
 @njit(forceinline=True)
-def stir(word):
-    """The same word, all its bits mixed; never 0.
+def stir(word, factor=GOLDEN):
+    """The same word, all its bits mixed by an odd factor; never 0.
 
     Unstirred, 1 secret in 60 put most of 2**18 clients with successive addresses into a few blocks of the flow table.
     """
-    word = (word ^ (word >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(32))) * factor
     return (word ^ (word >> np.uint64(32))) | np.uint64(1)
 
 
@@ -48,11 +50,12 @@ def stir(word):
 def flow4(options, source, target, protocol):
     """Hash of two ends, each an IPv4 address and a port in 48 bits, under one key for both: the same both ways.
 
-    (x + k)(y + k) is the same for two pairs only if x y + k (x + y) is: for but a few of the 2**64 keys k.
+    (x + k)(y + k) is the same for two pairs only if x y + k (x + y) is: for but a few of the 2**64 keys k. Where x + y
+    is the same the difference is known, though, so it is stirred by a secret factor.
     """
     key = options.keys[0] + np.uint64(protocol << 48)
     x, y = np.uint64(source) + key, np.uint64(target) + key
-    return stir(x * y + high_product(x, y) * options.keys[FOLD])
+    return stir(x * y + high_product(x, y) * options.keys[FOLD], options.keys[FACTOR])
 
 
 @njit

@@ -96,6 +96,7 @@ def icmp(mem, at, end, row):
 
 @njit
 def sent_to_itself(mem, row):
+    """Whether source and destination address are the same."""
     at = row.addr
     if row.ip_version == 4:
         return be32(mem, at) == be32(mem, at + 4)

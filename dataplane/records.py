@@ -36,8 +36,8 @@ FRAME = np.dtype(
     align=True,
 )
 
-# Index lists that a batch holds, of packet rows by kind. IP: all rows; those without a hash are no IP, and no detector of
-# this kind is asked about them. QUIC: UDP from port 443, server to client
+# Index lists that a batch holds, of packet rows by kind. IP: all rows; those without a hash are no IP, and no detector
+# of this kind is asked about them. QUIC: UDP from port 443, server to client
 IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
 KINDS = ("ip", "quic", "echo", "ptp", "stream", "sandwich")
 

@@ -50,10 +50,8 @@ GTPU_PDU = 255  # message type that carries a user packet
 TUNNELS = ("gre", "ipip", "6in4", "vxlan", "geneve", "gtpu")
 T_GRE, T_IPIP, T_6IN4, T_VXLAN, T_GENEVE, T_GTPU = (1 << i for i in range(6))
 
-FACTOR, FOLD = (
-    1,
-    14,
-)  # of DECODE.keys: those that stir flows of IPv4 and fold products, odd; 0 is of IPv4, others go by pairs
+# Of DECODE.keys: those that stir the flows of IPv4 and fold products, odd; 0 is of IPv4, the others go by pairs
+FACTOR, FOLD = 1, 14
 HASH_KEYS = 15
 DECODE = np.dtype([("keys", np.uint64, HASH_KEYS), ("tunnels", np.int64)], align=True)
 

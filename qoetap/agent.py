@@ -79,7 +79,7 @@ class Agent:
         self.began = time.monotonic()
         try:
             for number, name in enumerate(live.interfaces):
-                group = live.fanout_group + number if live.fanout_group else 0  # a group belongs to one interface
+                group = live.fanout_group + number if live.fanout_group else None  # a group belongs to one interface
                 fanout = (group, live.fanout == "flow")
                 self.ports.append(Port(name, ring_options(live), settings.workers, filtering, fanout))
                 self.notes += self.ports[-1].notes

@@ -34,10 +34,10 @@ def total(counts):
 class Port:
     """One interface, read by `workers`, from `begin` on. CaptureError: it cannot be.
 
-    filtering(linktype, interface): the program of the expression, None: everything; fanout: (group or 0, by flow).
+    filtering(linktype, interface): the program of the expression, None: everything; fanout: (group or None, by flow).
     """
 
-    def __init__(self, name, options, workers=1, filtering=None, fanout=(0, False)):
+    def __init__(self, name, options, workers=1, filtering=None, fanout=(None, False)):
         self.name, self.workers, self.fanout = name, workers, fanout
         self.past, self.missed_before = Counts(), interface.missed(name)
         self.missed, self.up, self.gone, self.gone_at, self.closing = 0, True, False, 0.0, []
@@ -59,7 +59,7 @@ class Port:
         try:
             for _ in range(self.workers):
                 rings.append(Ring(self.name, index, linktype, options))
-                if self.workers > 1 or group:
+                if self.workers > 1 or group is not None:
                     group = rings[-1].join(group, by_flow)
         except CaptureError:
             for ring in rings:

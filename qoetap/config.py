@@ -107,8 +107,8 @@ LIVE = {  # the section `live`, in the same form
     "outgoing": (bool, True, "packets that this host sends too"),
     "fanout": (Literal["pair", "flow"], "pair", "what stays with one worker: all between two hosts, or a flow by the "
                "kernel's hash, which parts PTP, fragments and tunnels"),
-    "fanout_group": (Annotated[int, Field(ge=1, le=GROUP_MAX)] | None, None, "share the packets with other processes of "
-                     "this group; null: with none"),
+    "fanout_group": (Annotated[int, Field(ge=1, le=GROUP_MAX)] | None, None, "share the packets with other processes "
+                     "of this group; null: with none"),
     "hardware_timestamps": (bool, False, "of interfaces that have them; needs CAP_NET_ADMIN once, and their clock set"),
     "stats_every": (Duration, parse_duration("1m"), "a line of counts and a stats event so often; 0: none"),
     "metrics": (str, "", "address for Prometheus, such as 127.0.0.1:9464 (/metrics, /healthz); empty: none"),

@@ -308,7 +308,10 @@ class Ring:
         attach(self.socket, DROP_ALL)
 
     def close(self):
-        """Let go of the socket; of the memory when no Block refers to it any more."""
+        """Let go of the socket, and of the memory if no Block refers to it; False: one does, try again.
+
+        Memory that was moved is let go by who has it.
+        """
         self.words = self.buf = None
         if self.socket is not None:
             self.socket.close()

@@ -32,6 +32,17 @@ def ring_options(live):
     return RingOptions(ring, block, retire_ms, live.promiscuous, live.outgoing, hardware)
 
 
+def clocks_differ(ports):
+    """A sentence if some ports have hardware timestamps and others the kernel's."""
+    others = [port.name for port in ports if not port.hardware]
+    if len(others) in (0, len(ports)):
+        return []
+    return [
+        f"{', '.join(others)}: the kernel's timestamps, the other interfaces the cards': packets are merged only as "
+        "well as these clocks agree (phc2sys), or set live.hardware_timestamps: false"
+    ]
+
+
 class Worker(threading.Thread):
     """A thread that takes its share of all ports through its engine."""
 
@@ -79,10 +90,11 @@ class Agent:
         self.began = time.monotonic()
         try:
             for number, name in enumerate(live.interfaces):
-                group = live.fanout_group + number if live.fanout_group else 0  # a group belongs to one interface
+                group = live.fanout_group + number if live.fanout_group else None  # a group belongs to one interface
                 fanout = (group, live.fanout == "flow")
                 self.ports.append(Port(name, ring_options(live), settings.workers, filtering, fanout))
                 self.notes += self.ports[-1].notes
+            self.notes += clocks_differ(self.ports)
             self.workers = [Worker(n, self.ports, *make_engine()) for n in range(settings.workers)]
         except CaptureError as error:
             self.close()

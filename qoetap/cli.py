@@ -254,6 +254,8 @@ def parse(argv):
 def main(argv=None):
     """Run a command; its exit status. No traceback reaches a user who did not ask for one."""
     args = None
+    if sys.stderr is None:  # closed: else print would say it on standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         args, module, function = parse(sys.argv[1:] if argv is None else argv)
         status = getattr(importlib.import_module(module), function)(args)

@@ -7,6 +7,7 @@ adding an option to a detector is all there is to do.
 import difflib
 import hashlib
 import os
+import re
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -93,6 +94,7 @@ GENERAL = {  # key: (type, default, help)
 }
 
 SNAPLEN_MAX_bytes = 262144  # what tcpdump takes for the whole packet
+GROUP_MAX = 65535  # of PACKET_FANOUT
 
 LIVE = {  # the section `live`, in the same form
     "interfaces": (list[str], [], "where to listen, as with -i"),
@@ -105,8 +107,8 @@ LIVE = {  # the section `live`, in the same form
     "outgoing": (bool, True, "packets that this host sends too"),
     "fanout": (Literal["pair", "flow"], "pair", "what stays with one worker: all between two hosts, or a flow by the "
                "kernel's hash, which parts PTP, fragments and tunnels"),
-    "fanout_group": (Annotated[int, Field(ge=1, le=65535)] | None, None, "share the packets with other processes of "
-                     "this group; null: with none"),
+    "fanout_group": (Annotated[int, Field(ge=1, le=GROUP_MAX)] | None, None, "share the packets with other processes "
+                     "of this group; null: with none"),
     "hardware_timestamps": (bool, False, "of interfaces that have them; needs CAP_NET_ADMIN once, and their clock set"),
     "stats_every": (Duration, parse_duration("1m"), "a line of counts and a stats event so often; 0: none"),
     "metrics": (str, "", "address for Prometheus, such as 127.0.0.1:9464 (/metrics, /healthz); empty: none"),
@@ -211,7 +213,8 @@ def assignment(text):
     """Layer of one KEY=VALUE; the value is YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text}: write it as KEY=VALUE, for example detectors.flow.idle=60s")
+        named = re.split("[:=]", text, maxsplit=1)[0]  # what follows may be a secret
+        raise ConfigError(f"--set {named}: write it as KEY=VALUE, for example detectors.flow.idle=60s")
     try:
         values = yaml.safe_load(value)
     except yaml.YAMLError as error:

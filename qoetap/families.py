@@ -13,12 +13,11 @@ import platform
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 import detectors as registry
-from dataplane.sinks.names import SECRET, redacted
+from dataplane.sinks.names import output_label
 from dataplane.wire import FILTERED, OK, REASONS
 from qoetap import __version__
 
@@ -108,16 +107,6 @@ def output_labels(specs):
         times[label] += 1
         found[spec] = label if times[label] == 1 else f"{label}#{times[label]}"
     return found
-
-
-def output_label(spec):
-    """The redacted output, and of web hooks the host only: their path may be a secret too."""
-    shown = redacted(spec)
-    if "://" in shown:
-        url = urlsplit(shown)
-        topic = url.path if url.scheme == "kafka" else ""
-        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{topic}"
-    return shown.removesuffix(f":{SECRET}")
 
 
 FAMILIES = (

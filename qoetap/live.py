@@ -52,11 +52,19 @@ def settings_of(args):
         raise Exit(USAGE, "name an interface: -i IFACE, or live.interfaces in the configuration (ip link lists them)")
     if len(set(settings.live.interfaces)) < len(settings.live.interfaces):
         raise Exit(USAGE, "live.interfaces: an interface is named twice")
+    require_groups(settings.live)
     if settings.workers > 1 and settings.detectors.iqn.enabled and settings.detectors.iqn.pool == "client":
         raise Exit(USAGE, "detectors.iqn.pool: client needs workers: 1, for a client's flows go to different workers")
     if args.on and not settings.live.write:
         raise Exit(USAGE, "--on: say where evidence goes, with --write DIR")
     return settings, known
+
+
+def require_groups(live):
+    """Exit if there are not as many fanout groups, from the one that is given on, as interfaces."""
+    highest = config.GROUP_MAX + 1 - len(live.interfaces)
+    if live.fanout_group and live.fanout_group > highest:
+        raise Exit(USAGE, f"live.fanout_group: each interface takes a group, the next number: give {highest} at most")
 
 
 def require_interfaces(settings):

@@ -10,13 +10,14 @@ import time
 from typing import NamedTuple
 
 from dataplane.sinks import Queued, ReaderGone, Rotation, SinkError, open_sink, redacted
+from dataplane.sinks.names import output_label
 from dataplane.sinks.queued import Counts
 from qoetap.exits import USAGE, Exit
 from qoetap.loss import excess
 
 STDOUT = "-"
 DRAIN_SECONDS = 9.0  # for what waits at the end of a live run, which is to take 10 s at most
-LEAST_SECONDS = 1.0  # for closing, however long the rest took
+LEAST_SECONDS = 1.0  # for closing all, however long the rest took
 FAILING_SECONDS = 60.0  # an output that could not deliver for so long is said to fail
 
 
@@ -42,9 +43,15 @@ def name_of(spec, taken):
 
 
 def failure(place, seconds):
-    """The sentence about an output that has had trouble for so long; "" if that is too short, or over."""
+    """The sentence about an output that has had trouble for so long; "" if that is too short, or over.
+
+    It goes to /healthz, so it tells no more than a label of /metrics does.
+    """
     trouble = place.queued.trouble if seconds > FAILING_SECONDS else None
-    return f"an output has failed for {seconds:.0f} s: {trouble}" if trouble else ""
+    if not trouble:
+        return ""
+    told = trouble.replace(redacted(place.spec), output_label(place.spec))
+    return f"an output has failed for {seconds:.0f} s: {told}"
 
 
 class Outputs:
@@ -72,7 +79,9 @@ class Outputs:
                 self.notes += sink.notes
                 name = name_of(spec, taken)
                 taken.add(name)
-                places[spec] = Place(spec, name, Queued(sink, drop=self.live), self.made)
+                places[spec] = Place(
+                    spec, name, Queued(sink, drop=self.live, name=name if spec != STDOUT else None), self.made
+                )
         except SinkError as error:
             for place in places.values():
                 place.queued.close(LEAST_SECONDS)
@@ -150,8 +159,10 @@ class Outputs:
         every = [*self.former, *self.places.values()]
         for place in every:
             place.queued.finish()
+        if self.live:
+            self.deadline = max(self.deadline, time.monotonic() + LEAST_SECONDS)
         for place in every:
-            left = max(LEAST_SECONDS, self.deadline - time.monotonic()) if self.live else None
+            left = max(0.0, self.deadline - time.monotonic()) if self.live else None
             self._try(place, place.queued.close, left)
 
     def troubles(self):

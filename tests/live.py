@@ -15,6 +15,7 @@ from tests.packets import eth, icmp_echo, ipv4, udp
 
 ROOT = Path(__file__).resolve().parent.parent
 START_seconds, END_seconds, WAIT_seconds = 240, 15, 15  # kernels may have to be compiled before it listens
+ROOM_seconds = 1.0  # within it a reader that was stopped has emptied a small ring
 REQUEST, REPLY = 8, 0  # ICMP
 ECHO_AT = 38  # identifier and sequence number, in a frame
 CLIENT, SERVER = "10.1.0.1", "198.18.0.1"

@@ -234,6 +234,21 @@ def test_a_log_that_nobody_reads_does_not_end_a_run(capture, tmp_path):
     assert len(types(tmp_path / "e.jsonl")) > 0
 
 
+def test_a_log_that_is_closed_does_not_go_to_standard_output(capture):
+    command = [sys.executable, "-m", "qoetap", "replay", capture, "-o", "-"]
+    heard = subprocess.run(command, capture_output=True, check=True)
+    deaf = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, check=True)
+    assert heard.stderr
+    assert len(deaf.stdout.splitlines()) == len(heard.stdout.splitlines()) > 0
+    assert all(map(json.loads, deaf.stdout.splitlines()))
+
+
+def test_a_setting_without_its_key_is_not_repeated(capture):
+    ended = run("replay", capture, "--set", "outputs:https://u:hush@h/")
+    assert ended.status == 2 and ended.err.startswith("qoetap: --set outputs: write it as KEY=VALUE")
+    assert "hush" not in ended.err
+
+
 def test_statistics_that_cannot_be_written_are_one_sentence(capture, tmp_path):
     ended = run("replay", capture, "-o", "null", "--stats", "/dev/full")
     assert ended.status == 1

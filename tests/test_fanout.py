@@ -1,12 +1,14 @@
 """Which worker the kernel gives a packet to: both directions between two hosts go together, whatever is around them."""
 
+import errno
 import ipaddress
 import random
 
 import pytest
 
+from dataplane.capture import CaptureError, ring
 from dataplane.capture.port import Port
-from dataplane.capture.ring import RingOptions
+from dataplane.capture.ring import Ring, RingOptions
 from qoetap.lab import Link
 from tests.live import wait_until
 from tests.packets import (
@@ -180,3 +182,41 @@ def test_hosts_of_ipv6_are_spread(link):
             group.socket.send(eth(ipv6(str(client), "2001:db8:ffff::1", udp(5000, 443))))
         counts = wait_until(lambda: sum(now := group.counts()) == 1000 and now)
     assert all(200 < count < 300 for count in counts), counts
+
+
+def test_the_group_may_be_the_kernels_first(link, monkeypatch):
+    """Its number is 0, which a group has once after each start of the machine."""
+    join, joined = Ring.join, []
+
+    def join_the_first(self, group, by_flow):
+        with monkeypatch.context() as patch:
+            if not joined:
+                patch.setattr(ring, "FANOUT_UNIQUE", 0)
+            joined.append(join(self, group, by_flow))
+        return joined[-1]
+
+    monkeypatch.setattr(Ring, "join", join_the_first)
+    with Group(link, 2) as group:
+        workers = {group.worker_of(eth(ipv4(*pair, udp(5000, 443)))) for pair in random_pairs(40)}
+        assert sum(group.counts()) == 40
+    assert joined == [0, 0] and workers == {0, 1}
+
+
+def test_a_group_on_an_interface_that_is_down(link, monkeypatch):
+    """Kernels before 6.13 refuse it as if the group were wrong."""
+    put = Ring._set
+
+    def refuse(self, option, value):
+        if option == ring.FANOUT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        put(self, option, value)
+
+    monkeypatch.setattr(Ring, "_set", refuse)
+    with pytest.raises(CaptureError, match=r"^b0: no fanout group could be made \(Invalid argument\)$"):
+        link.receiver.inside(Port, "b0", RING, 2)
+    link.receiver.down()
+    try:
+        with pytest.raises(CaptureError, match=r"^b0: is down: ip link set dev b0 up$"):
+            link.receiver.inside(Port, "b0", RING, 2)
+    finally:
+        link.receiver.up()

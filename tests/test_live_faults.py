@@ -18,7 +18,7 @@ from dataplane.capture.port import Port
 from dataplane.capture.ring import RingOptions
 from dataplane.records import CHECKED, JIT
 from qoetap.lab import Link
-from tests.live import Agent, Load, balanced, datagram, echoes, many_echoes, send, wait_until
+from tests.live import Agent, Load, ROOM_seconds, balanced, datagram, echoes, many_echoes, send, wait_until
 
 pytestmark = pytest.mark.skipif(not JIT or CHECKED, reason="a process of its own, which is always compiled")
 DRAIN_seconds = 10
@@ -53,7 +53,7 @@ def test_a_stopped_reader_loses_what_is_counted(link, tmp_path, workers, allowed
         agent.send(signal.SIGSTOP)
         sent = send(link.sender, FLOWS * 5)
         agent.send(signal.SIGCONT)
-        time.sleep(0.2)  # there is room again
+        time.sleep(ROOM_seconds)
         sent += send(link.sender, echoes(10))
         agent.wait_for(10, "icmp.rtt")
         ended = agent.end()

@@ -103,6 +103,11 @@ def test_a_fanout_group_that_another_program_has(link, refused):
     )
 
 
+def test_more_interfaces_than_fanout_groups(refused):
+    sentence = refused("--set", "live.fanout_group=65535", interfaces=["b0", "lo"])
+    assert sentence == "live.fanout_group: each interface takes a group, the next number: give 65534 at most"
+
+
 def test_an_event_that_there_is_not(refused, tmp_path):
     sentence = refused("--write", tmp_path / "evidence", "--on", "icmp.rtt,icmp.rrt")
     assert sentence.startswith("--on: there is no event 'icmp.rrt'; there are ") and "icmp.rtt" in sentence

@@ -1,10 +1,12 @@
 """`qoetap live` as a service: what it tells the service manager and Prometheus while things happen to it."""
 
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from dataplane.records import CHECKED, JIT
+from qoetap.agent import clocks_differ
 from qoetap.lab import End, Link
 from tests.live import Agent, echoes, send, wait_until
 from tests.test_metrics import get, series, value
@@ -62,3 +64,12 @@ def test_a_service_tells_how_it_is(link, tmp_path):
         assert hear("RELOADING=1") and hear("READY=1")
         assert agent.end().status == 0
         assert hear("STOPPING=1")
+
+
+def test_clocks_of_interfaces_that_differ_are_said():
+    def said(**hardware):
+        return clocks_differ([SimpleNamespace(name=name, hardware=its) for name, its in hardware.items()])
+
+    assert said(b0=True, b1=True) == said(b0=False, b1=False) == []
+    (sentence,) = said(b0=True, b1=False, b2=False)
+    assert sentence.startswith("b1, b2: the kernel's timestamps, the other interfaces the cards'")

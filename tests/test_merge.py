@@ -1,12 +1,14 @@
 """The merge of rings by time, over memory that is written as the kernel does, against a slow twin."""
 
+import errno
 import random
 import struct
 
 import numpy as np
 import pytest
 
-from dataplane.capture import ring
+from dataplane.capture import CaptureError, ring
+from dataplane.capture import merge as module
 from dataplane.capture.merge import HOLD_ns, Merge, QUEUED_ns
 from dataplane.records import FRAME, rows
 from tests.naive import merge as naive
@@ -29,7 +31,7 @@ class Kernel:
     """
 
     def __init__(self, place, merge):
-        self.state, self.walked = rows(ring.WALK, 1), 0
+        self.name, self.state, self.walked = "b0", rows(ring.WALK, 1), 0
         row = self.state[0]
         row.block_bytes, row.blocks, row.most, row.big, row.linktype = BLOCK_bytes, BLOCKS, MOST, ring.BIG, ETHERNET
         self.merge, self.base, self.moved = merge, place * RING_bytes, 0
@@ -211,6 +213,20 @@ def test_a_ring_that_leaves_and_another_in_its_place():
     assert take(merge, 0) == [(1, 8)] and take(merge, QUEUED_ns) == [(0, 9)]
 
 
+def test_memory_that_cannot_be_had_is_one_sentence(monkeypatch):
+    merge, _ = rings(2)
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(module, "map_over", refuse)
+    with pytest.raises(CaptureError, match=r"^b0: the ring could not be unmapped \(Cannot allocate memory\)$"):
+        merge.follow([None, None])
+    monkeypatch.setattr(module.mmap, "mmap", refuse)
+    with pytest.raises(CaptureError, match=r"^rings of 2 MiB cannot lie side by side \(Cannot allocate memory\)$"):
+        Merge(2, 1 << 20, BLOCKS, MARGIN_ns)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_pass_gives_what_the_twin_gives(seed):
     rand = random.Random(seed)
@@ -317,3 +333,36 @@ def test_a_clock_of_its_own_holds_nothing_up():
     traffic.run(1500)
     traffic.check_each()
     assert traffic.late_ns < HOLD + 20_000_000
+
+
+HOUR_ns = 3600 * 10**9
+ROOM, FLOOD, SPELL = 4, 8, 8  # frames read in each of 1000 steps, packets that come on a flooded ring, steps of a block
+
+
+def overloaded(ahead_ns, coming):
+    """Kernels of two rings after 1000 steps; packets that come in each, the second's stamps are ahead."""
+    merge, kernels = rings(2)
+    for step in range(1000):
+        now = step * RETIRE_ns // SPELL
+        for kernel, count, ahead in zip(kernels, coming, (0, ahead_ns)):
+            for _ in range(count):
+                kernel.arrive(BASE_ns + now + ahead)
+            if step % SPELL == 0:
+                kernel.tick()
+        take(merge, now, ROOM)
+    return kernels
+
+
+AHEAD_ns = [0, HOLD // 2, 200_000_000, HOUR_ns, -200_000_000, -HOUR_ns]
+
+
+@pytest.mark.parametrize("ahead_ns", AHEAD_ns)
+def test_a_ring_beside_one_that_is_flooded_loses_nothing(ahead_ns):
+    flooded, quiet = overloaded(ahead_ns, (FLOOD, 1))
+    assert quiet.dropped == 0 and flooded.dropped > 1000 * (FLOOD - ROOM)
+
+
+@pytest.mark.parametrize("ahead_ns", AHEAD_ns)
+def test_rings_that_are_flooded_share_what_there_is(ahead_ns):
+    sent = [len(kernel.sent) for kernel in overloaded(ahead_ns, (FLOOD, FLOOD))]
+    assert sum(sent) > 0.7 * 1000 * ROOM and min(sent) > 0.4 * sum(sent)

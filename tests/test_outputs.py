@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dataplane.ledger import Ledger
-from dataplane.sinks import Queued, Rotation, SinkError, queued
+from dataplane.sinks import Queued, Rotation, SinkError, queued, redacted
 from dataplane.sinks.queued import Counts
 from qoetap import outputs
 from qoetap.exits import USAGE, Exit
@@ -214,6 +214,34 @@ def test_secrets_are_not_shown_but_tell_outputs_apart(made):
     run.close()
 
 
+def test_a_failing_web_hook_is_told_without_its_path(made):
+    spec = "https://hooks.example/services/hush?key=hush"
+    run = live(spec)
+    made[spec][0].trouble = f"{redacted(spec)}: 503 Service Unavailable; it is tried again"
+    run.troubles()
+    said = run.failures(time.monotonic() + outputs.FAILING_SECONDS + 1)
+    run.close()
+    assert list(said.values()) == [
+        "an output has failed for 61 s: https://hooks.example: 503 Service Unavailable; it is tried again"
+    ]
+
+
+def test_outputs_that_hang_are_given_up_together(made, monkeypatch):
+    monkeypatch.setattr(outputs, "DRAIN_SECONDS", 0.0)
+    monkeypatch.setattr(outputs, "LEAST_SECONDS", 0.3)
+    go = threading.Event()
+    run = live("a", "b", "c")
+    for (sink,) in made.values():
+        sink.put = lambda _events: go.wait()
+    run.write(batch(5))
+    began = time.monotonic()
+    run.close()
+    assert time.monotonic() - began < 0.8
+    assert all("hangs: given up after 0.3 s, 5 events dropped" in sentence for sentence in run.complaints())
+    assert len(run.complaints()) == 3
+    go.set()
+
+
 def test_an_output_whose_secret_changed_is_counted_on(made):
     run = live("http://h/in?token=one", "a")
     run.write(batch(5))
@@ -288,7 +316,7 @@ def test_a_removed_output_that_hangs_holds_up_nobody(made, monkeypatch):
 def test_the_end_is_bounded_and_others_get_all(made, monkeypatch):
     monkeypatch.setattr(outputs, "DRAIN_SECONDS", 2.0)
     monkeypatch.setattr(outputs, "LEAST_SECONDS", 0.1)
-    monkeypatch.setattr(outputs, "Queued", lambda sink, drop: Queued(sink, drop, limit_events=10))
+    monkeypatch.setattr(outputs, "Queued", lambda *args, **named: Queued(*args, limit_events=10, **named))
     monkeypatch.setattr(queued, "STALL_S", 0.5)
     run = live("hangs", "works")
     made["hangs"][0].go.clear()

@@ -224,6 +224,27 @@ def test_a_sink_that_hangs_is_given_up(inside):
     assert queue.counts() == (505, left.delivered, 0, left.dropped + 5)
 
 
+def test_a_slow_sink_does_not_hang(monkeypatch):
+    monkeypatch.setattr(queued, "HANG_S", 0.05)
+    go = threading.Event()
+
+    class Stuck(Diary):
+        def put(self, events):
+            go.wait()
+
+    stuck = Stuck()
+    queue = Queued(stuck, drop=True, name="s3:***")
+    queue.write(batch(5))
+    for _ in range(3):
+        time.sleep(0.1)
+        stuck.delivered += 1
+        assert queue.trouble is None
+    time.sleep(0.1)
+    assert queue.trouble.startswith("s3:*** hangs: it has taken nothing")
+    go.set()
+    queue.close()
+
+
 def test_a_late_failure_of_one_given_up_changes_nothing():
     go = threading.Event()
 

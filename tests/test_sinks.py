@@ -146,7 +146,16 @@ def test_an_unknown_output_names_the_nearest(spec, hint):
         ("https://host:8443/in?token=hush", "https://host:8443/in?***"),
         ("https://host?hush=a@b", "https://host?***"),
         ("http://user:hush@[::1]:80/in", "http://***@[::1]:80/in"),
-        ("http://:hush@host/a@b#hush", "http://***@host/a@b#***"),
+        ("http://:hush@host/a@b#hush", "http://***"),
+        ("http://:hush@host/a#hush", "http://***@host/a#***"),
+        ("https://dG9r/hush=@h/p", "https://***"),
+        ("https://bob:42/hush@h/p", "https://***"),
+        ("kafka://user:12/hush@h:9092/t", "kafka://***"),
+        ("https//u:hush@h/x", "***"),
+        ("//u:hush@h/x", "***"),
+        ("//u:hu?sh@h/x", "***"),
+        ("h/x#hush", "h/x#***"),
+        ("u:hush@h/x?to=http://h/", "u:***"),
         ("http://user:hu/sh@host/in", "http://***"),
         ("http://user:hu?sh@host/in", "http://***"),
         ("kafka://a:1,[::1]:2,c/topic?sasl.password=hush", "kafka://a:1,[::1]:2,c/topic?***"),
@@ -164,7 +173,17 @@ def test_an_output_is_shown_without_secrets(spec, shown):
 
 @pytest.mark.parametrize(
     "spec",
-    ["-", "null", "table", "a/b.csv", "jsonl:/tmp/a:b", "/x/e-%H:%M.jsonl", "e-%Y%m%dT%H:%M.jsonl", "https://h/in"],
+    [
+        "-",
+        "null",
+        "table",
+        "a/b.csv",
+        "jsonl:/tmp/a:b",
+        "/x/e-%H:%M.jsonl",
+        "e-%Y%m%dT%H:%M.jsonl",
+        "a@b#1.csv",
+        "https://h/in",
+    ],
 )
 def test_an_output_without_secrets_is_shown_whole(spec):
     assert redacted(spec) == spec

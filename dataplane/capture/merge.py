@@ -1,13 +1,15 @@
 """Several rings of one worker, read as one in order of time. Nothing is copied.
 
 The rings lie side by side in one range of addresses, so one buffer holds the frames of all. A frame may go when every
-other ring has a later one at hand or nothing at all. That a ring has nothing is seen in the ring, not told by a clock:
-the kernel counts packets in the header of the block that it fills, long before it hands the block over; so what is not
-there when one looks comes later than all that was shown before. Stamps are only compared with stamps, so their clock
-may be the system's or the cards' and may be stepped. Frames of one ring are never reordered.
+other ring has a later one at hand, or nothing at all QUEUED_ns after the frame's block was seen. That a ring has
+nothing is seen in the ring, not told by a clock: the kernel counts packets in the header of the block that it fills,
+long before it hands the block over; so what is not there then comes later than all that was shown before. Stamps are
+only compared with stamps, so their clock may be the system's or the cards' and may be stepped. Frames of one ring are
+never reordered.
 
-Order yields where it would do harm: a block that was at hand for too long, or a ring that is mostly full, is waited
-with no more.
+Order yields where it would do harm. While a block was at hand for too long, or a ring is mostly full, rings without a
+frame are waited for no more; and a block that was seen too long before the one whose turn it is by its stamp, or
+merely before it where the ring is mostly full, goes first. So no ring starves, however far its clock is from another's.
 """
 
 import mmap
@@ -27,7 +29,7 @@ from dataplane.capture.ring import (
     time_at,
     walk_block,
 )
-from dataplane.capture.source import u32
+from dataplane.capture.source import CaptureError, u32
 from dataplane.kernels import Kernel
 from dataplane.memory import memory
 from dataplane.records import FRAME, NEVER, Block, rows
@@ -106,6 +108,24 @@ def earliest(mem, lanes):
 
 
 @njit
+def is_overdue(lane, seen, since):
+    """The lane's frame goes before one whose block was seen at `since`, whatever their stamps say."""
+    before = since - seen[lane.block]
+    return before > lane.hold or before > 0 and lane.ahead >= lane.full
+
+
+@njit
+def longest_overdue(lanes, seen, first, last):
+    """What `earliest` has found, but where lanes are overdue the one that was seen first; its whole block may go."""
+    found, since = first, seen[first, lanes[first].block]
+    for i in range(lanes.size):
+        earlier = seen[i, lanes[i].block] < seen[found, lanes[found].block]
+        if earlier and lanes[i].left > 0 and is_overdue(lanes[i], seen[i], since):
+            found, last = i, NEVER
+    return found, last
+
+
+@njit
 def may_go(mem, lanes, age, pressing):
     """Whether a frame may go before those that lanes without one may bring; age: ns since its block was seen.
 
@@ -141,6 +161,8 @@ def merge(buf, words, frames, lanes, seen, now):
         pressing |= is_pressing(lanes[i], seen[i], now)
     while found < frames.size:
         first, last = earliest(mem, lanes)
+        if pressing and first >= 0:  # else none is overdue
+            first, last = longest_overdue(lanes, seen, first, last)
         if first < 0 or not may_go(mem, lanes, now - seen[first, lanes[first].block], pressing):
             break
         lane = lanes[first]
@@ -153,15 +175,23 @@ def merge(buf, words, frames, lanes, seen, now):
     return found
 
 
+def make_range(size):
+    """Addresses for rings. CaptureError: there are not so many."""
+    try:
+        return mmap.mmap(-1, size, flags=NOTHING)
+    except OSError as error:
+        raise CaptureError(f"rings of {size >> 20} MiB cannot lie side by side ({error.strerror})") from error
+
+
 class Merge:
     """What one worker reads of several rings, each at most `ring_bytes` and `blocks` large.
 
     margin_ns: within it the kernel should have shown a packet. Arrays that show the range keep it mapped; where a ring
-    was there are zeros.
+    was there are zeros. CaptureError: there is no room for the range.
     """
 
     def __init__(self, count, ring_bytes, blocks, margin_ns):
-        self.range = mmap.mmap(-1, count * ring_bytes, flags=NOTHING)
+        self.range = make_range(count * ring_bytes)
         self.buf, self.words = np.frombuffer(self.range, np.uint8), np.frombuffer(self.range, np.uint32)
         self.ring_bytes, self.hold_ns, self.rings = ring_bytes, margin_ns + HOLD_ns, [None] * count
         self.lanes, self.seen, self.merge = rows(LANE, count), np.zeros((count, blocks), np.int64), Kernel(merge)
@@ -171,7 +201,7 @@ class Merge:
         self.take(rows(FRAME, 0))  # loads what is compiled
 
     def follow(self, rings):
-        """Read these rings, None: none, each in its place. CaptureError: one cannot be mapped."""
+        """Read these rings, None: none, each in its place. CaptureError: one cannot be mapped or unmapped."""
         for place, ring in enumerate(rings):
             if ring is not self.rings[place]:
                 self._leave(place)
@@ -181,9 +211,15 @@ class Merge:
     def _leave(self, place):
         base = place * self.ring_bytes
         if self.rings[place]:
-            map_over(self.buf.ctypes.data + base, self.ring_bytes, NOTHING)
+            self._unmap(self.rings[place].name, base)
         self.lanes[place] = np.zeros((), LANE)
         self.lanes[place].base, self.rings[place] = base, None
+
+    def _unmap(self, name, base):
+        try:
+            map_over(self.buf.ctypes.data + base, self.ring_bytes, NOTHING)
+        except OSError as error:
+            raise CaptureError(f"{name}: the ring could not be unmapped ({error.strerror})") from error
 
     def _enter(self, place, ring):
         lane, base = self.lanes[place], place * self.ring_bytes

@@ -18,9 +18,11 @@ from dataplane.records import FRAME, rows
 
 IDLE_ms = 50  # without packets, so often time is passed on
 STOPPING_ms = 1
-HOLDING_ms = 2, 10  # while packets of one interface wait for those of another, at first and then; the latter wake it
+# While packets of one interface wait for another's, it sleeps so long the first time and so long from then on, or until
+# the other shows a block
+HOLDING_ms = 2, 10
 EVERYTHING = [(0x06, 0, 0, 0xFFFFFFFF)]  # ret: the whole packet
-STOP_seconds = 2.0  # what the kernel has counted is waited for so long at the end
+EMPTYING_seconds = 2.0  # what the kernel has counted is waited for so long, at the end or of an interface that is gone
 BUSY_packets, NAP_RETIRES = 2048, 2  # after so many at once it sleeps for so many retire times
 NAP_MOST_seconds, NAP_RING_bytes = 0.02, 32 << 20  # and a smaller ring could be full by then
 RETIRES = 2  # a packet is shown within so many retire times
@@ -34,10 +36,10 @@ def total(counts):
 class Port:
     """One interface, read by `workers`, from `begin` on. CaptureError: it cannot be.
 
-    filtering(linktype, interface): the program of the expression, None: everything; fanout: (group or 0, by flow).
+    filtering(linktype, interface): the program of the expression, None: everything; fanout: (group or None, by flow).
     """
 
-    def __init__(self, name, options, workers=1, filtering=None, fanout=(0, False)):
+    def __init__(self, name, options, workers=1, filtering=None, fanout=(None, False)):
         self.name, self.workers, self.fanout = name, workers, fanout
         self.past, self.missed_before = Counts(), interface.missed(name)
         self.missed, self.up, self.gone, self.gone_at, self.closing = 0, True, False, 0.0, []
@@ -54,12 +56,13 @@ class Port:
         why = interface.use_hardware_timestamps(self.name) if options.hardware else None
         if why:
             options = options._replace(hardware=False)
+        self.hardware = options.hardware  # whose timestamps its packets have
         self.program = self.filtering(linktype, self.name) if self.filtering else EVERYTHING
         rings = []
         try:
             for _ in range(self.workers):
                 rings.append(Ring(self.name, index, linktype, options))
-                if self.workers > 1 or group:
+                if self.workers > 1 or group is not None:
                     group = rings[-1].join(group, by_flow)
         except CaptureError:
             for ring in rings:
@@ -206,7 +209,7 @@ class Share:
     def _leave_gone(self):
         for port in self.ports:
             ring = port.rings[self.number]
-            if port.gone and ring and (ring.behind <= 0 or time.monotonic() - port.gone_at > STOP_seconds):
+            if port.gone and ring and (ring.behind <= 0 or time.monotonic() - port.gone_at > EMPTYING_seconds):
                 port.leave(self.number)
                 self._follow()  # its memory is free at once
 
@@ -217,7 +220,7 @@ class Share:
     def _done(self, rings):
         if self.stopping is None:
             return False
-        return time.monotonic() - self.stopping > STOP_seconds or all(ring.behind <= 0 for ring in rings)
+        return time.monotonic() - self.stopping > EMPTYING_seconds or all(ring.behind <= 0 for ring in rings)
 
     def _wait(self, rings):
         """Sleep until a ring has something, time is to be passed on, or it is to end.

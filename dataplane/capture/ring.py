@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from dataplane.capture import interface
 from dataplane.capture.bpf import attach
 from dataplane.capture.fanout import BY_PAIR, assemble
 from dataplane.capture.source import Block, CaptureError, u16, u32
@@ -237,24 +238,34 @@ class Ring:
             size = self.options.ring_bytes >> 20
             return f"a ring of {size} MiB could not be had ({error.strerror}): lower live.ring_size, or its block_size"
         if error.errno == errno.ENETDOWN:
-            return f"is down: ip link set dev {self.name} up"
+            return self._advice_when_down()
         return error.strerror or str(error)
 
-    def join(self, group, by_flow):
-        """Share the interface's packets with the other sockets of fanout group `group`, 0: a new one; its number.
+    def _advice_when_down(self):
+        return f"is down: ip link set dev {self.name} up"
 
-        by_flow: by the kernel's hash of addresses and ports, else by fanout.BY_PAIR.
+    def join(self, group, by_flow):
+        """Share the interface's packets with the other sockets of fanout group `group`, None: a new one; its number.
+
+        by_flow: by the kernel's hash of addresses and ports, else by fanout.BY_PAIR. The kernel's first group is 0.
         """
         kind = FANOUT_HASH if by_flow else FANOUT_CBPF
-        flags = 0 if group else FANOUT_UNIQUE
+        flags = FANOUT_UNIQUE if group is None else 0
         try:
-            self._set(FANOUT, group | (kind | flags) << 16)
+            self._set(FANOUT, (group or 0) | (kind | flags) << 16)
             if not by_flow:
                 attach(self.socket, assemble(BY_PAIR), SOL_PACKET, FANOUT_DATA)
         except OSError as error:
-            why = "is used with other settings by another program" if error.errno == errno.EINVAL else error.strerror
-            raise CaptureError(f"{self.name}: fanout group {group} {why}: set live.fanout_group to another") from error
+            raise CaptureError(f"{self.name}: {self._why_not_shared(error, group)}") from error
         return self.socket.getsockopt(SOL_PACKET, FANOUT) & 0xFFFF
+
+    def _why_not_shared(self, error, group):
+        if error.errno == errno.EINVAL and not interface.is_up(self.name):  # kernels before 6.13
+            return self._advice_when_down()
+        if group is None:
+            return f"no fanout group could be made ({error.strerror})"
+        why = "is used with other settings by another program" if error.errno == errno.EINVAL else error.strerror
+        return f"fanout group {group} {why}: set live.fanout_group to another"
 
     def take(self, frames):
         """Fill `frames` from the ring; the Block, valid until the next call, without frames if there are none."""
@@ -297,7 +308,10 @@ class Ring:
         attach(self.socket, DROP_ALL)
 
     def close(self):
-        """Let go of the socket; of the memory when no Block refers to it any more."""
+        """Let go of the socket, and of the memory if no Block refers to it; False: one does, try again.
+
+        Memory that was moved is let go by who has it.
+        """
         self.words = self.buf = None
         if self.socket is not None:
             self.socket.close()

@@ -22,7 +22,7 @@ import numpy as np
 
 from dataplane.events import Renderer, json_lines
 from dataplane.sinks.base import Sink, SinkError
-from dataplane.sinks.names import redacted
+from dataplane.sinks.names import SECRET, redacted
 
 FORM = "write an HTTP output as https://HOST:PORT/PATH"
 TOKEN, TOKEN_FILE = "QOETAP_HTTP_TOKEN", "QOETAP_HTTP_TOKEN_FILE"  # environment
@@ -72,21 +72,26 @@ class Answer(NamedTuple):
     said: str  # beginning of the body
 
 
+def shown(spec):
+    """What the output is called in a sentence."""
+    return redacted(spec) if "://" in spec else f"https://{SECRET}"
+
+
 def parse(spec):
     """Address of a spec. SinkError says what is wrong with it."""
     if not re.fullmatch(r"[!-~]+", spec):
-        raise SinkError(f"{redacted(spec)!r}: an address has no spaces and no letters beyond ASCII; {FORM}")
+        raise SinkError(f"{shown(spec)!r}: an address has no spaces and no letters beyond ASCII; {FORM}")
     secret, at, _ = spec.partition("/?")[0].partition("@")
     if at and "/" not in secret.partition("://")[2]:
-        raise SinkError(f"{redacted(spec)}: a password has no place in an address: set {TOKEN_FILE}")
+        raise SinkError(f"{shown(spec)}: a password has no place in an address: set {TOKEN_FILE}")
     try:
         url = urlsplit(spec)
         host, port = url.hostname, url.port
     except ValueError as error:
         what = str(error).partition(" as ")[0]  # the rest repeats what may belong to a password
-        raise SinkError(f"{redacted(spec)}: {what}; {FORM}") from None
+        raise SinkError(f"{shown(spec)}: {what}; {FORM}") from None
     if url.scheme not in ("http", "https") or not host or port == 0 or url.fragment:
-        raise SinkError(f"{redacted(spec)}: {FORM}")
+        raise SinkError(f"{shown(spec)}: {FORM}")
     return Address(url.scheme, host, port, (url.path or "/") + (f"?{url.query}" if url.query else ""))
 
 
@@ -148,7 +153,7 @@ class Http(Sink):
     def __init__(self, spec, detectors):
         super().__init__()
         self.address = parse(spec)
-        self.path, self.trouble, self.token = redacted(spec), None, read_token()
+        self.path, self.trouble, self.token = shown(spec), None, read_token()
         if self.token and self.address.scheme == "http" and not is_loopback(self.address.host):
             raise SinkError(f"{self.path}: a token must not be sent in the clear (RFC 6750): use https://, or none")
         self.renderer, self.connection = Renderer(detectors, json_lines), self._connection()

@@ -82,7 +82,7 @@ def parse(spec):
     if scheme != "kafka" or not all(map(is_broker, brokers.split(","))):
         raise SinkError(f"{name}: {FORM}")
     if not TOPIC.fullmatch(topic) or topic in (".", ".."):
-        raise SinkError(f"{name}: {topic!r} is no name of a topic (letters, digits, . _ -); {FORM}")
+        raise SinkError(f"{name}: there must be the name of a topic (letters, digits, . _ -); {FORM}")
     try:
         settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark)))
     except ValueError:
@@ -144,8 +144,9 @@ def records(text, ends, agent):
 
 
 def reason(error):
-    """What a KafkaError says, without librdkafka's names and times."""
-    return re.sub(r" \(after [^()]*\)|^\S+/\S+: |\b(Local|Broker): ", "", error.str()).rstrip(".")
+    """What a KafkaError says, without librdkafka's names and times and what it repeats of a setting."""
+    said = error.str().partition(" beginning at")[0]
+    return re.sub(r" \(after [^()]*\)|^\S+/\S+: |\b(Local|Broker): ", "", said).rstrip(".")
 
 
 class Silence:

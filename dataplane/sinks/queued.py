@@ -27,16 +27,18 @@ class Queued:
 
     Without `drop`, `write` waits while the queue is full; once the sink has failed everything is dropped and every call
     raises its error. With `drop`, no call raises and none waits: a batch is lost when the queue is full or when the
-    sink fails, and the next is tried again.
+    sink fails, and the next is tried again. name: as sentences call the sink, whose own `path` may hold a secret.
     """
 
-    def __init__(self, sink, drop=False, limit_events=LIMIT_EVENTS):
-        self.sink, self.drop, self.limit = sink, drop, limit_events
+    def __init__(self, sink, drop=False, limit_events=LIMIT_EVENTS, name=None):
+        self.sink, self.drop, self.limit, self.name = sink, drop, limit_events, name or sink.path
         self.made = self.waiting = self.lost = 0  # lost: dropped here, before the sink
         self.sent = (0, 0, 0)  # the sink's delivered, queued and dropped, after its last call
         self.calls, self.error, self.last_trouble = deque(), None, None  # the latter: of the sink, when it was closed
         self.closing = self.closed = self.left = False  # asked to; done; given up
-        self.alive = time.monotonic()  # when a call of the sink last came back; there is one every TICK_S
+        self.alive = time.monotonic()  # when a call of the sink last came back, or it was seen to have delivered more
+        self.delivered_then = 0  # at that time
+        self.asked = 0.0  # when it was to finish
         self.patient_until = 0.0  # until then `write` waits although it may drop
         self.change = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="qoetap-sink", daemon=True)
@@ -57,9 +59,12 @@ class Queued:
         return str(error) if self.left else f"{error}; events are dropped and counted until it can be written"
 
     def _hanging(self, sink):
-        if time.monotonic() - self.alive <= HANG_S:
+        delivered, now = sink.delivered, time.monotonic()
+        if delivered > self.delivered_then:
+            self.delivered_then, self.alive = delivered, now
+        if now - self.alive <= HANG_S:
             return None
-        what = f"{sink.path} hangs: it has taken nothing for {HANG_S:.0f} s"
+        what = f"{self.name} hangs: it has taken nothing for {HANG_S:.0f} s"
         return f"{what}; events wait, and are dropped and counted in the end"
 
     def write(self, events):
@@ -95,7 +100,7 @@ class Queued:
     def finish(self):
         """Take no more; what waits is delivered and the sink closed meanwhile."""
         with self.change:
-            self.closing = True
+            self.closing, self.asked = True, self.asked or time.monotonic()
             self.change.notify_all()
 
     def close(self, seconds=None):
@@ -103,7 +108,7 @@ class Queued:
         self.finish()
         self.thread.join(seconds)
         if self.thread.is_alive():
-            self._leave(seconds)
+            self._leave()
         self._check()
 
     @property
@@ -124,7 +129,7 @@ class Queued:
         self.calls.append((function, *args))
         self.change.notify_all()
 
-    def _leave(self, seconds):
+    def _leave(self):
         """Give up a sink that hangs. Its thread may still be in it, but counts no more."""
         with self.change:
             if self.closed:
@@ -132,7 +137,8 @@ class Queued:
             self.left, self.sent = True, (self.sink.delivered, 0, self.sink.dropped)
             rest = self.made - sum(self.sent) - self.lost
             self.waiting, self.lost = 0, self.lost + rest
-            self.error = SinkError(f"{self.sink.path} hangs: given up after {seconds:.1f} s, {rest:,} events dropped")
+            seconds = time.monotonic() - self.asked
+            self.error = SinkError(f"{self.name} hangs: given up after {seconds:.1f} s, {rest:,} events dropped")
 
     def _run(self):
         due = time.monotonic() + TICK_S
@@ -186,4 +192,4 @@ class Queued:
         """The same without its traceback, which holds the batch."""
         if isinstance(error, SinkError):
             return type(error)(str(error))
-        return SinkError(f"{self.sink.path}: {type(error).__name__}: {error}")
+        return SinkError(f"{self.name}: {type(error).__name__}: {error}")

@@ -17,6 +17,10 @@ class Lane:
     def has(self):
         return bool(self.blocks) and self.shown < self.most
 
+    @property
+    def patience(self):
+        return 0 if len(self.blocks) >= self.full else self.hold
+
     def pressing(self, now):
         return bool(self.blocks) and (len(self.blocks) >= self.full or now - self.seen[0] > self.hold)
 
@@ -28,6 +32,16 @@ class Lane:
         return ts
 
 
+def first_of(lanes):
+    """The lane with the earliest time; but one seen more than its hold before that, or merely before if it is mostly
+    full, goes first, of several the one that was seen first.
+    """
+    ready = [lane for lane in lanes if lane.has]
+    first = min(ready, key=lambda lane: lane.blocks[0][0])
+    overdue = [lane for lane in ready if lane.seen[0] + lane.patience < first.seen[0]]
+    return min(overdue, key=lambda lane: lane.seen[0], default=first)
+
+
 def take(lanes, room, now):
     """[(lane, time)] of what goes in one pass."""
     for lane in lanes:
@@ -35,7 +49,7 @@ def take(lanes, room, now):
         lane.seen += [now] * (len(lane.blocks) - len(lane.seen))
     pressing, found = any(lane.pressing(now) for lane in lanes), []
     while len(found) < room and any(lane.has for lane in lanes):
-        _, first = min((lane.blocks[0][0], i) for i, lane in enumerate(lanes) if lane.has)
+        first = lanes.index(first_of(lanes))
         others = [lane for lane in lanes if not lane.has]
         certain = now - lanes[first].seen[0] >= QUEUED_ns and not any(lane.hidden for lane in others)
         if any(lane.blocks for lane in others) or others and not certain and not pressing:

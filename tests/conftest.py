@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qoetap.lab import Link
+
 
 def require(condition, reason):
     """Skip the test, or fail it where everything is required."""
@@ -44,3 +46,17 @@ def zstd():
 def root():
     """The test may do what only root may."""
     require(os.geteuid() == 0, "this needs root")
+
+
+@pytest.fixture(scope="module")
+def link(root):
+    """Two namespaces with a pair of interfaces between them."""
+    with Link() as made:
+        yield made
+
+
+@pytest.fixture
+def pair(root):
+    """A Link whose interfaces the test may remove."""
+    with Link() as made:
+        yield made

@@ -9,7 +9,6 @@ import pytest
 from dataplane.capture import CaptureError, ring
 from dataplane.capture.port import Port
 from dataplane.capture.ring import Ring, RingOptions
-from qoetap.lab import Link
 from tests.live import wait_until
 from tests.packets import (
     PTP_GROUP4,
@@ -51,12 +50,6 @@ AROUND = {  # what may stand between Ethernet and IP
     "three labels": lambda packet: mpls([100, 200, 300], packet),
     "a tag and a label": lambda packet: vlan(5, mpls([100], packet)),
 }
-
-
-@pytest.fixture(scope="module")
-def link(root):
-    with Link() as made:
-        yield made
 
 
 class Group:

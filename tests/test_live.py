@@ -19,7 +19,6 @@ import pytest
 from conftest import require
 
 from dataplane.records import CHECKED, JIT
-from qoetap.lab import Link
 from tests.live import (
     CLIENT,
     REQUEST,
@@ -42,12 +41,6 @@ from tests.packets import eth, ipv4, udp, vlan
 pytestmark = pytest.mark.skipif(not JIT or CHECKED, reason="a process of its own, which is always compiled")
 NOBODY = 65534
 AT_ONCE_seconds = 0.2  # from the wire to the file, though the machine is busy
-
-
-@pytest.fixture(scope="module")
-def link(root):
-    with Link() as made:
-        yield made
 
 
 # --- events and the end

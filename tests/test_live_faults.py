@@ -17,25 +17,11 @@ from dataplane.capture import interface
 from dataplane.capture.port import Port
 from dataplane.capture.ring import RingOptions
 from dataplane.records import CHECKED, JIT
-from qoetap.lab import Link
 from tests.live import Agent, Load, ROOM_seconds, balanced, datagram, echoes, many_echoes, send, wait_until
 
 pytestmark = pytest.mark.skipif(not JIT or CHECKED, reason="a process of its own, which is always compiled")
 DRAIN_seconds = 10
 FLOWS = [datagram(flow, back) for flow in range(2000) for back in (False, True)]
-
-
-@pytest.fixture(scope="module")
-def link(root):
-    with Link() as made:
-        yield made
-
-
-@pytest.fixture
-def pair(root):
-    """A Link whose interfaces the test may remove."""
-    with Link() as made:
-        yield made
 
 
 def packets_in(records):

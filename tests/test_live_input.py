@@ -8,17 +8,10 @@ import pytest
 from dataplane.capture.ring import FANOUT, FANOUT_HASH, SOL_PACKET
 from qoetap import live
 from qoetap.exits import USAGE
-from qoetap.lab import Link
 from tests.helpers import run
 
 GROUP, PORT = 77, 9464
 ETH_P_ALL = 3
-
-
-@pytest.fixture(scope="module")
-def link(root):
-    with Link() as made:
-        yield made
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dataplane.records import CHECKED, JIT
-from qoetap.lab import Link
 from tests.live import (
     REPLY,
     REQUEST,
@@ -29,19 +28,6 @@ TRIPS = 600
 TURN = 50
 LONGEST_ns = 2_000_000
 HELD_seconds = 0.1
-
-
-@pytest.fixture(scope="module")
-def link(root):
-    with Link() as made:
-        yield made
-
-
-@pytest.fixture
-def pair(root):
-    """A Link whose interfaces the test may remove."""
-    with Link() as made:
-        yield made
 
 
 def spin_until(then):

@@ -16,7 +16,8 @@ from pcaps.make import make
 from tests.helpers import replay_bytes, run_engine
 from tests.mutants import new_engine
 
-WORKERS, BATCHES = (1, 2, 4), (64, 4096)
+# Packed or not, workers, batch size; interpreted each at least once
+RUNS = list(itertools.product((0, 1), (1, 2, 4), (64, 4096))) if JIT else [(0, 1, 64), (0, 2, 4096), (1, 4, 64)]
 STEPS_S = (-1, -59, -61, -3600, -(10**9), 30, 600, 3599, 3601, 86400, 10**8)  # in time, at a jump
 CORPUS = (
     "ndpi-1kxun.pcap", "ndpi-ptpv2.pcap", "ndpi-rtp.pcapng", "ndpi-youtube_quic.pcap", "ndpi-icmp-tunnel.pcap",
@@ -73,7 +74,8 @@ def packed(path, folder):
 def same_for_all(path, twin, **options):
     """The events of `path`, the same for every number of workers, batch size and for its gzipped `twin`."""
     expected = replay_bytes(path, workers=1, batch_rows=4096, **options)
-    for source, workers, rows in itertools.product((path, twin), WORKERS, BATCHES):
+    for packing, workers, rows in RUNS:
+        source = (path, twin)[packing]
         found = replay_bytes(source, workers=workers, batch_rows=rows, **options)
         found = found.replace(bytes(source), bytes(path))  # pcap_file
         assert found == expected, f"{source}: {workers} workers, batches of {rows}: {first_difference(found, expected)}"

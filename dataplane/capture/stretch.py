@@ -88,7 +88,7 @@ def finish(context, batch, row):
 
 
 class Reading:
-    """What a Source needs for stretches: its feed's file, its walk's row, and the compiled `read_on` for that walk."""
+    """What a Source needs for stretches: its feed's file, its walk's row, the stage that has that walk."""
 
     def __init__(self, feed, state, function, room):
         self.feed, self.state, self.frames = feed, state, rows(FRAME, room)

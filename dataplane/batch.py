@@ -236,6 +236,7 @@ FRAME_BYTES, N_REASONS, DECODE = FRAME.itemsize, len(wire.REASONS), wire.DECODE
 DECODING = np.dtype(  # context of the stage, by addresses
     [
         ("clock", np.int64),  # CLOCK; 0: the frames have their clocks
+        ("raw", np.int64),  # only tiles with as much in BATCH.raw are decoded
         *((name, np.int64) for name in ("options", "reasons", *Scratch._fields)),
     ],
     align=True,
@@ -248,6 +249,8 @@ def decode_stage(context, batch):
     frames = array_at(b.frames + b.first * FRAME_BYTES, b.count, FRAME)
     if c.clock:
         b.clock = set_clock(frames, array_at(c.clock, 1, CLOCK))
+    if b.raw != c.raw:
+        return DONE
     numbers = b.rows + 1
     scratch = Scratch(
         array_at(c.tcp, numbers, np.uint32),
@@ -288,12 +291,19 @@ class Batch:
         for name, array in zip(Scratch._fields, self.scratch, strict=True):
             context[name] = array.ctypes.data
 
-    def stage(self, options, clocks=None):
-        """Decoding, as a Stage: with `clocks` (CLOCK rows) it sets the frames' clocks too."""
+    def stage(self, options, clocks=None, raw=0):
+        """Decoding, as a Stage: with `clocks` (CLOCK rows) it sets the frames' clocks too. `raw`: of BATCH rows."""
         self.options, self.clocks = options, clocks
         context = self.context[0]
+        context.raw = raw
         context.options, context.clock = options.ctypes.data, 0 if clocks is None else clocks.ctypes.data
         return Stage("decoding", stage_address(decode_stage), self.context, Batch.decode)
+
+    def point_at(self, other):
+        """Use another batch's arrays of rows and lists, and its window."""
+        self.packets, self.lists, self.counts, self.views = other.packets, other.lists, other.counts, other.views
+        for name in ("packets", "lists", "counts", "window"):
+            self.row[0][name] = other.row[0][name]
 
     def give(self, block, first_seq):
         """The block that is to be decoded next; it must stay until the batch is used up."""
@@ -312,6 +322,8 @@ class Batch:
         frames = self.block.frames[row.first : row.first + row.count]
         if self.clocks is not None:
             row.clock = set_clock(frames, self.clocks)
+        if row.raw != self.context[0].raw:
+            return DONE
         work = self.packets, self.scratch, self.lists, self.counts, self.reasons
         fill(self.block.buf, frames, self.options, *work, int(row.seq) + int(row.first))
         return DONE

@@ -1,50 +1,38 @@
 """The loop: read blocks, decode them, run detectors, hand events on. Knows no header, detector or sink by name.
 
-One worker takes a block through decoding and all detectors tile by tile. With several (crew.py) blocks are decoded
-ahead while the states, divided into shares, are brought over those that are ready.
+One worker takes a block through decoding and all detectors tile by tile. With several (relay.py) the calling thread
+reads and decodes, while the states, divided into shares, are brought over the tiles that are ready.
 Events are delivered in order of the capture clock, whoever made them and however the capture was cut into blocks: a
 deadline before the packets of the same instant, then by packet number, then by detector.
 """
 
+import contextlib
 import threading
 import time
-from typing import NamedTuple
 
 import numpy as np
 
-from dataplane.batch import BATCH_ROWS, CLOCK_MAX_NS, Batch, new_clock, set_clock
+from dataplane.batch import BATCH_ROWS, CLOCK_MAX_NS, Batch, new_clock
 from dataplane.chain import Chain
-from dataplane.crew import Crew
 from dataplane.events import Events
 from dataplane.flowtable import TICK_BITS
-from dataplane.kernels import Kernel
 from dataplane.ledger import Ledger
-from dataplane.records import FRAME, Block, Stretch, rows, rows_of
+from dataplane.records import FRAME, NEVER, Block, Stretch, rows, rows_of
+from dataplane.relay import SLOTS, Relay
 from dataplane.runner import FINISH_STATES, make_runners
 
 BLOCK_TILES = 4  # a block has so many
 DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
-DELIVER_BLOCKS = 8  # with several workers, after so many blocks
 DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
-STAGES = ("read", "decode", "detect", "deliver")
-SECONDS_OF = {"reading": "read", "decoding": "decode"}  # by a chain's stage
+STAGES = ("read", "decode", "detect", "deliver", "wait")
+SECONDS_OF = {"reading": "read", "decoding": "decode", "waiting": "wait"}  # by a chain's stage
 NOTHING = Block(np.zeros(1, np.uint8), rows(FRAME, 0))  # a block in which only time passes
 
 
 def shares_of(workers):
     """In how many shares the states are divided: one for each worker that detects."""
-    return max(1, workers // 2)
-
-
-class Job(NamedTuple):
-    """A block among several workers."""
-
-    block: object
-    first: int  # number of its first packet
-    clock: int  # capture clock after its last one
-    due: bool  # events made until its end are to be delivered
-    made: dict  # share -> bytes of the events made, by detector
+    return max(1, workers - 1)
 
 
 class Engine:
@@ -58,18 +46,23 @@ class Engine:
         self.detectors = [detector for detector, _, _ in detectors]
         self.sink, self.agent_id, self.workers, self.tile = sink, agent_id, workers, batch_rows
         self.block_frames, shares = batch_rows * BLOCK_TILES, shares_of(workers)
-        size, count = (batch_rows, 1) if workers == 1 else (self.block_frames, 2 * workers)
-        self.hold = count
+        self.hold = SLOTS if workers > 1 else 1
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
-        self.batches = [Batch(size) for _ in range(count)]
-        per_detector = [make_runners(*d, shares, size) for d in detectors]
+        self.batch = Batch(batch_rows)
+        decoding = [self.batch.stage(options, self.clock)]
+        per_detector = [make_runners(*d, shares, batch_rows) for d in detectors]
         self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[] for _ in range(shares)]
         detecting = [[runner.stage() for runner in share] for share in self.runners]
+        self.relay, self.stretching = None, None
         if workers == 1:
-            detecting[0].insert(0, self.batches[0].stage(options, self.clock))
-        self.chains, self.stretching = [Chain(stages) for stages in detecting], None
-        self.options, self.set_clock = options, Kernel(set_clock)
-        self.pending, self.delivered_at, self.delivered_s = [[] for _ in self.detectors], 0, time.perf_counter()
+            self.chain = Chain([*decoding, *detecting[0]])
+        else:
+            self.relay = Relay(self.batch, batch_rows, shares, self.deliver_round)
+            self.chain, self.decoding = Chain([*decoding, self.relay.giving_stage()]), Chain(decoding)
+            raw = [batch.stage(options, raw=1) for batch in self.relay.takers]
+            self.shares = [Chain(self.relay.taking_stages(i, raw[i], stages)) for i, stages in enumerate(detecting)]
+        self.round = [self.nothing_made() for _ in range(shares)]  # what the shares have made since the last delivery
+        self.pending, self.delivered_at, self.delivered_s = self.nothing_made(), 0, time.perf_counter()
         self.seconds, self.booking = dict.fromkeys(STAGES, 0.0), threading.Lock()
         self.ended = {}  # by detector: states ticked at the end of input
 
@@ -79,10 +72,15 @@ class Engine:
         The source must keep `hold` blocks valid. Where nobody watches and it offers `stretches`, they are taken.
         """
         self.files.append((self.seen, source.name))
-        if self.workers > 1:
-            self.run_together(source.blocks(), watch)
-        else:
-            self.run_alone(source.stretches() if not watch and hasattr(source, "stretches") else source.blocks(), watch)
+        blocks = source.stretches() if not watch and hasattr(source, "stretches") else source.blocks()
+        with self.relay.at_work(self.bring_share) if self.relay else contextlib.nullcontext():
+            self.run_over(blocks, watch)
+        for batch in self.relay.takers if self.relay else ():
+            self.ledger.take_lists(batch.reasons)
+
+    def nothing_made(self):
+        """For each detector no event yet, as parts."""
+        return [[] for _ in self.detectors]
 
     def next_block(self, blocks):
         started = time.perf_counter()
@@ -90,8 +88,7 @@ class Engine:
         self.spent("read", started)
         return block
 
-    def run_alone(self, blocks, watch):
-        """Each block through one chain."""
+    def run_over(self, blocks, watch):
         while (block := self.next_block(blocks)) is not None:
             if isinstance(block, Stretch):
                 self.go_on(block)
@@ -113,28 +110,39 @@ class Engine:
                 then = int(self.clock[0]["now"])
 
     def go_through(self, block, watch=None):
-        """One block through decoding and all detectors, in tiles, by the calling thread."""
-        batch = self.batches[0]
+        """One block through the chain, in tiles, by the calling thread."""
         for part in tiles_of(block, self.tile) if watch else (block,):
-            batch.give(part, self.seen)
-            self.run_chain(self.chains[0], part, watch)
+            self.batch.give(part, self.seen)
+            self.run_chain(self.decoding if watch and self.relay else self.chain, part, watch)
 
     def go_on(self, stretch):
         """What a stretch has to give, by the calling thread."""
         if self.stretching is None or self.stretching.stages[0] is not stretch.stage:
-            self.stretching = Chain([stretch.stage, *self.chains[0].stages])
-        self.batches[0].expect(DELIVER_PACKETS, self.seen)
+            self.stretching = Chain([stretch.stage, *self.chain.stages])
+        if self.relay:
+            self.relay.make_windows(stretch.window_bytes)
+        self.batch.expect(DELIVER_PACKETS, self.seen)
         self.run_chain(self.stretching, None, None)
 
     def run_chain(self, chain, block, watch):
-        """What the batch was given or may expect, through a chain of one worker; hands events on when it is time."""
-        started, batch = time.perf_counter(), self.batches[0]
-        made = self.detect(chain, 0, batch, self.tile)
-        self.divide(chain, time.perf_counter() - started)
-        self.settle(batch, block, [made], watch)
-        waited = time.perf_counter() - self.delivered_s > DELIVER_SECONDS
-        if waited or any(made) or self.seen - self.delivered_at >= DELIVER_PACKETS:
+        """What the batch was given or may expect, through a chain; hands events on when it is time."""
+        started, long = time.perf_counter(), False
+        for _ in chain.over(self.batch, self.tile):
+            self.go_between(chain)
+            long = True
+        now = time.perf_counter()
+        self.divide(chain, now - started)
+        self.settle(block, watch)
+        if long or self.seen - self.delivered_at >= DELIVER_PACKETS or now - self.delivered_s > DELIVER_SECONDS:
             self.hand_on()
+
+    def go_between(self, chain):
+        """A buffer of events was full or, with several workers, no batch was free for long."""
+        if self.relay:
+            return self.relay.check()
+        self.take(0, self.pending)
+        if chain is self.stretching:
+            chain.end_with_tile(self.batch)  # so that events are handed on
 
     def load(self):
         """Load what is compiled now, not at the first packet, with one worker."""
@@ -143,8 +151,9 @@ class Engine:
     def divide(self, chain, busy):
         """Book the seconds of a chain's run under its stages."""
         tick = busy / max(1, int(chain.ticks.sum()))
-        for stage, ticks in zip(chain.stages, chain.ticks.tolist(), strict=True):
-            self.seconds[SECONDS_OF.get(stage.name, "detect")] += ticks * tick
+        with self.booking:
+            for stage, ticks in zip(chain.stages, chain.ticks.tolist(), strict=True):
+                self.seconds[SECONDS_OF.get(stage.name, "detect")] += ticks * tick
         chain.ticks[:] = 0
 
     def pass_time(self, clock):
@@ -160,75 +169,58 @@ class Engine:
                 runner.params[:] = params[runner.detector.name]
 
     def hand_on(self):
-        """Deliver the events that one worker has made."""
+        """Deliver the events made so far; with several workers, ask for that to be done soon."""
+        self.delivered_at, self.delivered_s = self.seen, time.perf_counter()
+        if self.relay:
+            return self.relay.mark_due()
         self.take(0, self.pending)
         if any(self.pending):
             self.deliver()
 
-    def run_together(self, blocks, watch):
-        """Blocks are decoded ahead, in any order, while each share of the states is brought over them in order."""
-        jobs = self.jobs(blocks)
-
-        def decode(slot, job):
+    def bring_share(self, share):
+        """Bring a share of the states over all tiles that the calling thread decodes, in a thread of its own."""
+        batch, chain, made = self.relay.takers[share], self.shares[share], self.round[share]
+        batch.expect(NEVER, 0)
+        while not self.relay.finished(share):
             started = time.perf_counter()
-            self.batches[slot].fill(job.block, self.options, job.first, job.clock)
-            self.spent("decode", started)
-
-        def detect(share, slot, job):
-            started, batch = time.perf_counter(), self.batches[slot]
-            made = job.made[share] = self.detect(self.chains[share], share, batch, batch.frames)
-            if job.due:
+            for _ in chain.over(batch, self.tile):
                 self.take(share, made)
-            self.spent("detect", started)
+            self.divide(chain, time.perf_counter() - started)
+            if batch.row[0]["due"]:
+                batch.row[0]["due"] = 0
+                self.take(share, made)
+                self.relay.meet()
 
-        def settle(slot, job):
-            self.settle(self.batches[slot], job.block, job.made.values(), watch)
-            if job.due:
-                self.deliver()
-
-        Crew(self.workers, len(self.chains), len(self.batches), lambda: next(jobs, None), decode, detect, settle).run()
-
-    def jobs(self, blocks):
-        """Each block with its clocks set."""
-        first, number, last = self.seen, 0, time.perf_counter()
-        while (block := self.next_block(blocks)) is not None:
-            now = time.perf_counter()
-            due = number % DELIVER_BLOCKS == 0 or now - last > DELIVER_SECONDS
-            yield Job(block, first, self.set_clock(block.frames, self.clock), due, {})
-            first, number, last = first + len(block.frames), number + 1, now if due else last
-
-    def detect(self, chain, share, batch, tile):
-        """Run a share's chain over the block or batch at hand; the bytes of the events made, by detector."""
-        made = [[] for _ in self.detectors]
-        for _ in chain.over(batch, tile):
-            self.take(share, made)
-            if chain is self.stretching:
-                chain.end_with_tile(batch)  # events are handed on when a buffer was full
-        return made
+    def deliver_round(self):
+        """Deliver what all shares have made up to a tile that was due."""
+        for made in self.round:
+            for waiting, parts in zip(self.pending, made, strict=True):
+                waiting += parts
+                parts.clear()
+        self.deliver()
 
     def take(self, share, made):
         for parts, runner in zip(made, self.runners[share], strict=True):
             if runner.made:
                 parts.append(runner.take())
 
-    def settle(self, batch, block, made, watch):
-        """What follows for each block, in order, when all shares have seen it."""
+    def settle(self, block, watch):
+        """What follows when a block or tile was decoded."""
+        batch = self.batch
         self.seen += batch.frames
         self.ledger.seen += batch.frames
-        self.ledger.lists += batch.reasons
-        batch.reasons[:] = 0
+        self.ledger.take_lists(batch.reasons)
         if watch:
             watch(batch, block)
-        for share in made:
-            for waiting, parts in zip(self.pending, share, strict=True):
-                waiting += parts
+            if self.relay:
+                self.relay.give(batch, all_decoded=True)
 
     def deliver(self):
         """Sort the pending events into delivery order and write them to the sink."""
         started = time.perf_counter()
         made = zip(self.detectors, self.pending, strict=True)
         parts = [(d, rows_of(data[0] if len(data) == 1 else np.concatenate(data), d.event)) for d, data in made if data]
-        self.pending, self.delivered_at, self.delivered_s = [[] for _ in self.detectors], self.seen, started
+        self.pending = self.nothing_made()
         if parts:
             for detector, events in parts:
                 self.count(detector, events)
@@ -244,9 +236,9 @@ class Engine:
     def end(self):
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
         clock = int(self.clock[0].now) if self.seen else 0
-        for share in range(len(self.runners)):
-            self.take(share, self.pending)
-        self.deliver()
+        for share, made in enumerate(self.round):
+            self.take(share, made)
+        self.deliver_round()
         started, delivering = time.perf_counter(), self.seconds["deliver"]
         live = [[runner.live() for runner in runners] for runners in self.runners]
         for low, high in age_ranges([born for share in live for _, born in share]):

@@ -41,6 +41,11 @@ class Ledger:
                 add(found.states.setdefault(name, {}), counts)
         return found
 
+    def take_lists(self, reasons):
+        """Add a Batch's `reasons`, which are zeroed."""
+        self.lists += reasons
+        reasons[:] = 0
+
     @property
     def processed(self):
         return int(self.lists[1].sum())

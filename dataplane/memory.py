@@ -93,6 +93,32 @@ def _copier():
     return load64, store64
 
 
+def _atomic():
+    """Intrinsics: the int64 at an address that another thread may write or read, with all that it wrote before."""
+
+    def place(builder, address):
+        from llvmlite import ir
+
+        return builder.inttoptr(address, ir.IntType(64).as_pointer())
+
+    @intrinsic
+    def acquire(typing_context, address):
+        def generate(context, builder, signature, args):
+            return builder.load_atomic(place(builder, args[0]), "acquire", 8)
+
+        return types.int64(types.int64), generate
+
+    @intrinsic
+    def release(typing_context, address, value):
+        def generate(context, builder, signature, args):
+            builder.store_atomic(args[1], place(builder, args[0]), "release", 8)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    return acquire, release
+
+
 def _prefetch():
     """Intrinsic: llvm.prefetch of byte `within` of row `index` of `size` bytes at `base`, for writing."""
 
@@ -222,6 +248,9 @@ else:
     def memory(buf):
         """The handle of a uint8 array, good as long as the caller holds the array."""
         return np.int64(buf.ctypes.data)
+
+
+acquire, release = _atomic()  # of counters that threads share; only compiled
 
 
 @intrinsic

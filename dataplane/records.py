@@ -141,6 +141,11 @@ BATCH = np.dtype(
         ("first", np.int64),  # the tile: its first frame in the block, its frames
         ("count", np.int64),
         ("clock", np.int64),  # capture clock after its last frame
+        # With several workers, see relay.py
+        ("due", np.int64),  # events are delivered after this tile
+        ("raw", np.int64),  # whoever takes the tile is to decode it
+        ("ready", np.int64),  # by then it has: number of the last such tile, counted from 1
+        ("window", np.int64),  # where a stage that reads is to put `rows` FRAME rows and the bytes; 0: where it likes
     ],
     align=True,
 )
@@ -200,9 +205,13 @@ class Rows(np.ndarray):
 
 
 class Stretch(NamedTuple):
-    """Instead of Blocks: a chain.Stage that reads frames by itself, tile by tile, as long as it can."""
+    """Instead of Blocks: a chain.Stage that reads frames by itself, tile by tile, as long as it can.
+
+    BATCH.window, where it is set, must have room for `window_bytes`.
+    """
 
     stage: object
+    window_bytes: int
 
 
 class Block(NamedTuple):

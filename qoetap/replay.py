@@ -153,8 +153,8 @@ def announce(settings, known):
     running = config.chosen(settings, known)
     count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
     say(f"{len(running)} detectors, tables up to {most_bytes(settings, known) / MIB:.0f} MiB, {count}")
-    alone = settings.workers == 1 and not settings.filter
-    missing = warm.units(running, *["sieve.mark"] * bool(settings.filter), *["pcapfile.read_stage"] * alone)
+    more = ["sieve.mark"] if settings.filter else ["pcapfile.read_stage"]
+    missing = warm.units(running, *more, *["relay.give_stage"] * (settings.workers > 1))
     if missing:
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)

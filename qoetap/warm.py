@@ -22,6 +22,7 @@ from dataplane.events import Events, Renderer, json_lines
 from dataplane.evidence import History
 from dataplane.kernels import stage_address
 from dataplane.records import FRAME, JIT, Block, rows
+from dataplane.relay import Relay
 from dataplane.runner import make_runners
 from dataplane.wire import decode_options
 from qoetap import config
@@ -93,12 +94,19 @@ def compile_walk():
     walk(np.zeros(SMALL, np.uint8), np.zeros(SMALL, np.uint32), rows(FRAME, 0), rows(WALK, 1))
 
 
+def compile_relay():
+    relay = Relay(Batch(SMALL), SMALL, 1, None)
+    relay.giving_stage()
+    relay.taking_stages(0, None, [])
+
+
 OTHERS = {
     "batch.decode_stage": compile_decode,
     "pcapfile.read_stage": lambda: stage_address(read_stage),
     "sieve.mark": compile_sieve,
     "ring.walk": compile_walk,
     "merge.merge": lambda: Merge(2, PAGE_bytes, 1, 0),
+    "relay.give_stage": compile_relay,
     "evidence.keep": lambda: History(SMALL),
 }
 

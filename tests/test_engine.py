@@ -43,7 +43,6 @@ def place(event):
 def test_order_of_delivery(folder, captures, workers, batch_rows, monkeypatch):
     """By capture clock, deadlines before packets, then by packet, then by detector; also in small parts."""
     monkeypatch.setattr(module, "DELIVER_PACKETS", 10)
-    monkeypatch.setattr(module, "DELIVER_BLOCKS", 1)
     files = captures if JIT else captures[::5]
     _, keep = run_rows(files, workers=workers, batch_rows=batch_rows)
     places = [(*place(event), NAMES.index(name)) for name, event in keep.events]

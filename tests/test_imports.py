@@ -20,7 +20,13 @@ MAY = {
     "dataplane.wire": {"dataplane.records", "dataplane.memory"},
     "dataplane.capture": {"dataplane.records", "dataplane.memory", "dataplane.kernels", "dataplane.chain"},
     "dataplane.chain": {"dataplane.records", "dataplane.kernels"},
-    "dataplane.crew": set(),
+    "dataplane.relay": {
+        "dataplane.records",
+        "dataplane.memory",
+        "dataplane.kernels",
+        "dataplane.chain",
+        "dataplane.batch",
+    },
     "dataplane.batch": {
         "dataplane.records",
         "dataplane.memory",
@@ -67,7 +73,7 @@ MAY = {
         "dataplane.kernels",
         "dataplane.batch",
         "dataplane.chain",
-        "dataplane.crew",
+        "dataplane.relay",
         "dataplane.flowtable",
         "dataplane.runner",
         "dataplane.ledger",

@@ -200,9 +200,28 @@ def test_a_stretch_ends_when_an_event_buffer_is_full(tmp_path):
     assert sink.all >= count and sink.most < 2 * BUFFER_EVENTS
 
 
-def test_replay_uses_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_over_many_stretches(tmp_path, workers):
+    rng = random.Random(workers)
+    frames = [
+        make.eth(make.ipv4(f"10.0.0.{rng.randrange(256)}", "10.1.0.1", make.udp(rng.randrange(9), 53, bytes(size))))
+        for size in (9, 1400, 9000)
+        for _ in range(300)
+    ]
+    chosen = [rng.choice(frames) for _ in range(12_000)]
+    made = [(i // 1000, i % 1000 * 1000, frame, len(frame)) for i, frame in enumerate(chosen)]
+    path = written(tmp_path, captures.pcap(made)[:-1])
+    assert path.stat().st_size > 2 * STRETCH_bytes
+    alone, expected = run_engine(path)
+    together, found = run_engine(path, workers=workers)
+    assert alone.seen == together.seen == len(made) - 1
+    assert found == expected and found.count(b"flow.end") == len({frame[26:36] for frame in chosen[:-1]})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_replay_uses_it(tmp_path, monkeypatch, workers):
     """Or the tests of events would not test it."""
     path = written(tmp_path, captures.pcap(packets(random.Random(1), 10, 100)))
     monkeypatch.setattr("dataplane.capture.source.Source.blocks", None)
-    engine, _ = run_engine(path)
+    engine, _ = run_engine(path, workers=workers)
     assert engine.seen == 10

@@ -2,9 +2,11 @@
 the frames of a tile in them, so bytes and rows stay in the second-level cache until all detectors have seen them.
 
 Pieces are read until a tile is full, or WINDOW_bytes are before us; what is left is moved to the front of the feed's
-buffer before the next tile. Whatever is not just more of the same (the end, damage) ends the stretch: source.py answers
-what the walk then says.
+buffer, or of the window that the batch names, before the next tile. Whatever is not just more of the same (the end,
+damage) ends the stretch: source.py answers what the walk then says.
 """
+
+import ctypes
 
 import numpy as np
 from numba import njit, types
@@ -33,11 +35,12 @@ read = types.ExternalFunction("read", types.int64(types.int32, types.int64, type
 
 
 @njit
-def move(context, row):
-    """Move what is left to the front, and up to seven bytes more."""
+def move(context, row, target):
+    """Move what is left to the front of the buffer at `target`, and up to seven bytes more."""
     pos, left = row.pos, row.end - row.pos
     for i in range(0, left, 8):
-        store64(context.buf, i, load64(context.buf, pos + i))
+        store64(target, i, load64(context.buf, pos + i))
+    context.buf = target
     context.passed_bytes += pos
     row.pos, row.end = 0, left
 
@@ -65,10 +68,14 @@ def context_of(context):
 @njit
 def begin(context, batch, row):
     """Move what is left to the front; the bytes, and the FRAME rows to be filled, at most a tile."""
-    if row.pos:
-        move(context, row)
+    b = batch_of(batch)
+    target = context.buf
+    if b.window:
+        context.frames, target = b.window, b.window + b.rows * FRAME_BYTES
+    if row.pos or target != context.buf:
+        move(context, row, target)
     row.count = 0
-    frames = array_at(context.frames, min(batch_of(batch).count, context.room), FRAME)
+    frames = array_at(context.frames, min(b.count, context.room), FRAME)
     return array_at(context.buf, context.buf_bytes, np.uint8), frames
 
 
@@ -96,7 +103,7 @@ class Reading:
         context = self.context[0]
         context.room = room
         context.fd, context.frames, context.walk = feed.fd, self.frames.ctypes.data, state.ctypes.data
-        self.stretch = Stretch(Stage("reading", stage_address(function), self.context, None))
+        self.stretch = Stretch(Stage("reading", stage_address(function), self.context, None), len(feed.buf))
 
     def begin(self):
         """The Stretch that begins where the walk now is."""
@@ -108,6 +115,10 @@ class Reading:
 
     def end(self):
         """Bring the feed to where the stretch has come; what its last walk said, if that is to be answered, or None."""
-        context, row = self.context[0], self.state[0]
+        context, row, own = self.context[0], self.state[0], self.feed.buf.ctypes.data
+        if context.buf != own:
+            ctypes.memmove(own, int(context.buf + row.pos), int(row.end - row.pos))
+            context.passed_bytes += row.pos
+            row.pos, row.end = 0, row.end - row.pos
         self.feed.went_on(int(context.passed_bytes), int(row.end), int(context.read_bytes))
         return None if row.count or context.read_bytes >= STRETCH_bytes else int(context.status)

@@ -4,6 +4,7 @@ Exit 0 also if a contender is missing; 1 if one failed.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -43,8 +44,13 @@ def say(text):
 
 
 def warm(path):
-    """Read the file once, so that everybody finds it in the page cache."""
-    with path.open("rb") as file:
+    """Read the file once from the disk, so that everybody finds it in the page cache as after any reading.
+
+    As it was written, in small pieces, every reader may need a third more time for it.
+    """
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while file.read(1 << 24):
             pass
 

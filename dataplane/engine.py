@@ -289,7 +289,7 @@ def delivery_order(parts):
 
 def age_ranges(borns):
     """Ranges [low, high) of birth numbers that hold at most FINISH_STATES states each, over all the arrays."""
-    born = np.sort(np.concatenate(borns)) if borns else np.zeros(0, np.int64)
+    born = np.sort(np.concatenate(borns), kind="stable") if borns else np.zeros(0, np.int64)
     if not len(born):
         return []
     edges = np.unique(born[:: FINISH_STATES - 64])  # a birth number may occur once in each detector

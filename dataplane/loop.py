@@ -108,6 +108,8 @@ def emit(event, text, at, slot, code, turn):
     else:
         copy_ends(text, turn.made * EVENT_BYTES + ENDS_AT, at.ends, slot)
     turn.made += 1
+    for line in range(0, EVENT_BYTES, LINE_BYTES):
+        prefetch(text, turn.made, EVENT_BYTES, line)
 
 
 @njit(forceinline=True)
@@ -169,6 +171,8 @@ def advance(table, at, target, events, text, params, turn):
         slot = np.int64(word(at.after, head))
         while slot != head:
             following = np.int64(word(at.after, slot))
+            fetch(at, following, USUAL_BYTES, True)  # of a list's head nothing is there: no harm
+            prefetch(at.keys, following, 8, 0)
             if not fire(table, at, slot, events, text, params, turn):
                 control.swept = t - 1
                 return False

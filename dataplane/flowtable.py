@@ -18,14 +18,19 @@ import numpy as np
 from numba import njit
 
 from dataplane.memory import load64, lowest_bit, matches, memory, put, store64, word
-from dataplane.records import HEAD, rows, zeros
+from dataplane.records import ENDS, LINE_BYTES, rows, zeros
 
 BLOCK_SLOTS = 64
 EMERGENCY_SLOTS = 56  # a block with as many live states is in emergency
 LINE_SLOTS = 8  # keys in a cache line
 NEIGHBOURS = 8  # states looked at for one to give up
 BORN_WORD, DUE_WORD = 0, 1  # positions in a state row, in words
-HEAD_BYTES = HEAD.itemsize
+
+# What stands beside a slot's state, one cache line: both ends, and its place in the wheel, a circular list of slots
+HEAD = np.dtype([*ENDS, ("after", np.uint64), ("before", np.uint64), ("unused", np.uint64)], align=True)
+HEAD_BYTES, ENDS_BYTES = HEAD.itemsize, HEAD.fields["after"][1]
+HEAD_WORDS, AFTER, BEFORE = HEAD_BYTES // 8, ENDS_BYTES // 8, ENDS_BYTES // 8 + 1
+assert HEAD_BYTES == LINE_BYTES
 
 TICK_BITS = 24  # deadlines are rounded up to 2**24 ns = 16.8 ms
 WHEEL_TICKS = 4096  # 69 s; later deadlines are looked at once a turn
@@ -36,7 +41,7 @@ CONTROL = np.dtype(
     [
         ("slots", np.int64),
         ("blocks_shift", np.int64),  # log2 of the number of blocks
-        ("wheel", np.int64),  # index of the wheel's first list head in `after` and `before`
+        ("wheel", np.int64),  # number of the HEAD row of the wheel's first list
         ("started", np.int64),  # 0 until the first packet has set the two below
         ("now", np.int64),  # tick to which the wheel is turning
         ("swept", np.int64),  # tick up to which its lists have been looked through
@@ -50,16 +55,13 @@ CONTROL = np.dtype(
 
 
 class Table(NamedTuple):
-    """The arrays of a table. A slot's place in the wheel is a circular list through `after` and `before`; the lists'
-    heads stand behind the slots, one a tick."""
+    """The arrays of a table. Behind the HEAD rows of the slots stand those of the wheel's lists, one a tick."""
 
     keys: np.ndarray  # uint64
     states: np.ndarray
-    heads: np.ndarray
     words: np.ndarray  # the same memory as `states`, as uint64: born, due and zeros are written without a row
-    ends: np.ndarray  # the same memory as `heads`, as bytes
-    after: np.ndarray  # uint64
-    before: np.ndarray  # uint64
+    ends: np.ndarray  # HEAD rows as bytes
+    links: np.ndarray  # the same as uint64
     crowd: np.ndarray  # uint64, live states of each block
     passed: np.ndarray  # uint64, keys that went past each line
     control: np.ndarray
@@ -71,8 +73,7 @@ class Places(NamedTuple):
     keys: object
     words: object
     ends: object
-    after: object
-    before: object
+    links: object
     crowd: object
     passed: object
 
@@ -89,8 +90,8 @@ def table_bytes(capacity, state):
     """Memory of a table for one worker, all of it in use."""
     slots = slots_for(capacity)
     return (
-        slots * (8 + state.itemsize + HEAD.itemsize)
-        + (slots + WHEEL_TICKS) * 16
+        slots * (8 + state.itemsize)
+        + (slots + WHEEL_TICKS) * HEAD_BYTES
         + slots // BLOCK_SLOTS * 8
         + slots // LINE_SLOTS * 8
     )
@@ -103,12 +104,11 @@ def new_tables(capacity, state, workers=1):
     """
     slots = slots_for(capacity)
     states = rows(state, slots)
-    links = [zeros(8 * (slots + workers * WHEEL_TICKS)).view(np.uint64) for _ in range(2)]
-    for array in links:
-        array[slots:] = np.arange(slots, len(array), dtype=np.uint64)  # nothing is listed
-    keys, heads = zeros(8 * slots).view(np.uint64), rows(HEAD, slots)
-    views = np.asarray(states).view(np.uint64), np.asarray(heads).view(np.uint8)
-    shared = (keys, states, heads, *views, *links)
+    keys, heads = zeros(8 * slots).view(np.uint64), rows(HEAD, slots + workers * WHEEL_TICKS)
+    ends, links = (np.asarray(heads).view(kind) for kind in (np.uint8, np.uint64))
+    for link in (AFTER, BEFORE):
+        links[slots * HEAD_WORDS + link :: HEAD_WORDS] = np.arange(slots, len(heads))  # nothing is listed
+    shared = (keys, states, np.asarray(states).view(np.uint64), ends, links)
     counts = (zeros(8 * (slots // part)).view(np.uint64) for part in (BLOCK_SLOTS, LINE_SLOTS))
     shared = (*shared, *counts)
     return [Table(*shared, _control(slots, slots + i * WHEEL_TICKS)) for i in range(workers)]
@@ -123,9 +123,8 @@ def _control(slots, wheel):
 
 @njit(forceinline=True)
 def places(table):
-    after, before = memory(table.after), memory(table.before)
-    crowd, passed = memory(table.crowd), memory(table.passed)
-    return Places(memory(table.keys), memory(table.words), memory(table.ends), after, before, crowd, passed)
+    ends, links, crowd, passed = memory(table.ends), memory(table.links), memory(table.crowd), memory(table.passed)
+    return Places(memory(table.keys), memory(table.words), ends, links, crowd, passed)
 
 
 @njit(forceinline=True)
@@ -252,7 +251,7 @@ def write_ends(to, at, mem, pkt):
 @njit(forceinline=True)
 def copy_ends(to, at, ends, slot):
     """The same from a slot's head."""
-    for i in range(0, HEAD_BYTES, 8):
+    for i in range(0, ENDS_BYTES, 8):
         store64(to, at + i, load64(ends, slot * HEAD_BYTES + i))
 
 
@@ -278,20 +277,31 @@ def nearer(state):
 
 
 @njit(forceinline=True)
+def link(at, slot, which):
+    """The slot, or list of the wheel, AFTER this one or BEFORE it."""
+    return np.int64(word(at.links, slot * HEAD_WORDS + which))
+
+
+@njit(forceinline=True)
+def set_link(at, slot, which, other):
+    put(at.links, slot * HEAD_WORDS + which, np.uint64(other))
+
+
+@njit(forceinline=True)
 def enlist(at, control, state, slot):
     """List the slot under its deadline's tick, at most one turn of the wheel ahead."""
     tick = max(control.now + 1, min(tick_of(state.due), control.now + WHEEL_TICKS - 1))
     state.scheduled = low_word(tick)
     head = control.wheel + (tick & (WHEEL_TICKS - 1))
-    first = word(at.after, head)
-    put(at.after, slot, first)
-    put(at.before, slot, np.uint64(head))
-    put(at.before, np.int64(first), np.uint64(slot))
-    put(at.after, head, np.uint64(slot))
+    first = link(at, head, AFTER)
+    set_link(at, slot, AFTER, first)
+    set_link(at, slot, BEFORE, head)
+    set_link(at, first, BEFORE, slot)
+    set_link(at, head, AFTER, slot)
 
 
 @njit(forceinline=True)
 def delist(at, slot):
-    after, before = word(at.after, slot), word(at.before, slot)
-    put(at.after, np.int64(before), after)
-    put(at.before, np.int64(after), before)
+    after, before = link(at, slot, AFTER), link(at, slot, BEFORE)
+    set_link(at, before, AFTER, after)
+    set_link(at, after, BEFORE, before)

@@ -9,12 +9,14 @@ from numba import njit
 
 from dataplane.chain import AGAIN, DONE
 from dataplane.flowtable import (
+    AFTER,
     BLOCK_SLOTS,
     BORN_WORD,
     CONTROL,
     DUE_WORD,
     EMPTY,
     HEAD_BYTES,
+    HEAD_WORDS,
     LINE_SLOTS,
     TICK_BITS,
     WHEEL_TICKS,
@@ -27,6 +29,7 @@ from dataplane.flowtable import (
     give_back,
     guess,
     home_in,
+    link,
     nearer,
     places,
     take,
@@ -36,7 +39,7 @@ from dataplane.flowtable import (
     write_ends,
 )
 from dataplane.memory import array_at, memory, prefetch, put, word
-from dataplane.records import BATCH, CHECKED, HEAD, IP, KINDS, LINE_BYTES, NEVER, PACKET
+from dataplane.records import BATCH, CHECKED, IP, KINDS, LINE_BYTES, NEVER, PACKET
 from detectors.base import DUE, EMERGENCY, END, FORGET
 
 DETECTOR: object  # set by runner.bind before this file is executed
@@ -75,9 +78,7 @@ def fetch(at, slot, size, linked):
     for line in range(0, size, LINE_BYTES):
         prefetch(at.words, slot, STATE_BYTES, line)
     if linked:
-        prefetch(at.ends, slot, HEAD_BYTES, 0)
-        prefetch(at.after, slot, 8, 0)
-        prefetch(at.before, slot, 8, 0)
+        prefetch(at.links, slot, HEAD_BYTES, 0)
 
 
 @njit
@@ -168,9 +169,9 @@ def advance(table, at, target, events, text, params, turn):
     wheel = control.wheel
     for t in range(first, control.now + 1):
         head = wheel + (t & (WHEEL_TICKS - 1))
-        slot = np.int64(word(at.after, head))
+        slot = link(at, head, AFTER)
         while slot != head:
-            following = np.int64(word(at.after, slot))
+            following = link(at, slot, AFTER)
             fetch(at, following, USUAL_BYTES, True)  # of a list's head nothing is there: no harm
             prefetch(at.keys, following, 8, 0)
             if not fire(table, at, slot, events, text, params, turn):
@@ -279,15 +280,13 @@ run = named(run) if CHECKED else njit(run)
 def stage(context, batch):
     """The same for chain.py: a runner's CONTEXT and a BATCH, by their addresses."""
     c, b = array_at(context, 1, CONTEXT)[0], array_at(batch, 1, BATCH)[0]
-    links = c.slots + c.workers * WHEEL_TICKS
+    heads = c.slots + c.workers * WHEEL_TICKS
     table = Table(
         array_at(c.keys, c.slots, np.uint64),
         array_at(c.states, c.slots, STATE),
-        array_at(c.heads, c.slots, HEAD),
         array_at(c.states, c.slots * STATE_WORDS, np.uint64),
-        array_at(c.heads, c.slots * HEAD_BYTES, np.uint8),
-        array_at(c.after, links, np.uint64),
-        array_at(c.before, links, np.uint64),
+        array_at(c.links, heads * HEAD_BYTES, np.uint8),
+        array_at(c.links, heads * HEAD_WORDS, np.uint64),
         array_at(c.crowd, c.slots // BLOCK_SLOTS, np.uint64),
         array_at(c.passed, c.slots // LINE_SLOTS, np.uint64),
         array_at(c.control, 1, CONTROL),
@@ -327,7 +326,7 @@ def finish(table, slots, clock, events, event_bytes, params, turns):
     for i in range(slots.size):
         if i + AHEAD_STATES < slots.size:
             fetch(at, slots[i + AHEAD_STATES], USUAL_BYTES, False)
-            prefetch(at.ends, slots[i + AHEAD_STATES], HEAD_BYTES, 0)
+            prefetch(at.links, slots[i + AHEAD_STATES], HEAD_BYTES, 0)
             prefetch(at.keys, slots[i + AHEAD_STATES], 8, 0)
         slot = slots[i]
         state, event = table.states[slot], events[turn.made]

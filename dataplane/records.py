@@ -150,7 +150,7 @@ BATCH = np.dtype(
     align=True,
 )
 
-# Who an event or a table slot speaks of: both ends as the first packet had them, IPv4 in the first four bytes
+# Who an event or a table's slot speaks of: both ends as the first packet had them, IPv4 in the first four bytes
 ENDS = [
     ("src", np.uint8, 16),
     ("dst", np.uint8, 16),
@@ -160,7 +160,6 @@ ENDS = [
     ("proto", np.uint8),
     ("ip_version", np.uint8),  # 4, 6 or 0: then there are no addresses
 ]
-HEAD = np.dtype(ENDS, align=True)
 
 # What every event row begins with; the detector's own fields follow
 EVENT = [

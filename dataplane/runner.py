@@ -35,7 +35,7 @@ CONTEXT = np.dtype(  # of a detector's stage: addresses of a runner's arrays, an
     [
         (name, np.int64)
         for name in (
-            *("keys", "states", "heads", "after", "before", "crowd", "passed", "control", "slots", "workers"),
+            *("keys", "states", "links", "crowd", "passed", "control", "slots", "workers"),
             *("chosen", "chosen_keys", "chosen_slots", "events", "room", "params", "turns"),
         )
     ],
@@ -85,7 +85,7 @@ class Runner:
     def _context(self):
         context = rows(CONTEXT, 1)
         row, table = context[0], self.table
-        for name in ("keys", "states", "heads", "after", "before", "crowd", "passed", "control"):
+        for name in ("keys", "states", "links", "crowd", "passed", "control"):
             row[name] = getattr(table, name).ctypes.data
         for name, array in zip(("chosen", "chosen_keys", "chosen_slots"), self.scratch, strict=True):
             row[name] = array.ctypes.data

@@ -11,7 +11,7 @@ import detectors as registry
 from dataplane.capture import open_capture
 from dataplane.engine import Engine
 from dataplane.evidence import History, pcapng
-from dataplane.records import FRAME, HEAD, Block, rows
+from dataplane.records import ENDS, FRAME, Block, rows
 from qoetap import evidence
 from qoetap.evidence import FILES_A_SECOND, Evidence
 from qoetap.exits import USAGE, Exit
@@ -82,7 +82,7 @@ def engine_of(*names):
 def flow(version, proto, one, other):
     """(what an event says of it, ends as in Sent) of a flow between two ends (address, port)."""
     ends = frozenset([one, other] if proto in (UDP, TCP) else [one[0], other[0]])
-    event = rows(HEAD, 1)[0]
+    event = rows(np.dtype(ENDS, align=True), 1)[0]
     for name, end in (("src", one), ("dst", other)):
         event[name][: len(address(end[0]))] = np.frombuffer(address(end[0]), np.uint8)
     event.sport, event.dport, event.proto, event.ip_version = one[1], other[1], proto, version

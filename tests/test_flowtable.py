@@ -14,8 +14,11 @@ from dataplane.capture import Block
 from dataplane.chain import Chain
 from dataplane.engine import delivery_order
 from dataplane.flowtable import (
+    AFTER,
+    BEFORE,
     BLOCK_SLOTS,
     EMERGENCY_SLOTS,
+    HEAD_WORDS,
     TICK_BITS,
     WHEEL_TICKS,
     find,
@@ -220,15 +223,15 @@ def balanced(replay):
 
 def listed(runner):
     """Slots in the lists of the runner's wheel; every link forward has its link back."""
-    table, wheel = runner.table, int(runner.table.control[0].wheel)
+    links, wheel = runner.table.links.reshape(-1, HEAD_WORDS), int(runner.table.control[0].wheel)
     found = []
     for head in range(wheel, wheel + WHEEL_TICKS):
         slot = head
-        while (after := int(table.after[slot])) != head:
-            assert int(table.before[after]) == slot
+        while (after := int(links[slot, AFTER])) != head:
+            assert int(links[after, BEFORE]) == slot
             found.append(after)
             slot = after
-        assert int(table.before[head]) == slot
+        assert int(links[head, BEFORE]) == slot
     return sorted(found)
 
 
@@ -415,10 +418,9 @@ def test_memory_is_as_announced():
     for workers in (1, 3):
         runners = make_runners(DETECTOR, params_rows(DETECTOR), 1000, workers, 64)
         table = runners[0].table
-        shared = (table.states, table.heads)  # `words` and `ends` are the same memory
-        counted = (table.keys, *shared, table.after, table.before, table.crowd, table.passed)
+        counted = table.keys, table.states, table.links, table.crowd, table.passed  # `words`, `ends` are the same memory
         held = sum(array.nbytes for array in counted)
         held += sum(runner.events.nbytes for runner in runners)
         announced = runner_bytes(DETECTOR, 1000, workers)
-        assert announced <= held <= announced + (workers - 1) * WHEEL_TICKS * 16
-    assert table_bytes(1000, STATE) < 300_000 + slots_for(1000) * STATE.itemsize
+        assert announced <= held <= announced + (workers - 1) * WHEEL_TICKS * 64
+    assert table_bytes(1000, STATE) < 500_000 + slots_for(1000) * STATE.itemsize

@@ -185,6 +185,7 @@ class Engine:
             started = time.perf_counter()
             for _ in chain.over(batch, self.tile):
                 self.take(share, made)
+                self.relay.mark_due()
             self.divide(chain, time.perf_counter() - started)
             if batch.row[0]["due"]:
                 batch.row[0]["due"] = 0

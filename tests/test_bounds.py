@@ -113,7 +113,7 @@ def test_announced_memory_is_what_the_tables_take():
         np.asarray(array).nbytes
         for table in tables
         for name, array in table._asdict().items()
-        if name not in ("words", "ends")  # other views of states and heads
+        if name not in ("words", "ends")  # other views of states and links
     )
     assert taken == pytest.approx(most_bytes(settings, known), rel=0.02)
     assert most_bytes(settings, known) < RSS_MOST_MIB * MIB

@@ -418,7 +418,8 @@ def test_memory_is_as_announced():
     for workers in (1, 3):
         runners = make_runners(DETECTOR, params_rows(DETECTOR), 1000, workers, 64)
         table = runners[0].table
-        counted = table.keys, table.states, table.links, table.crowd, table.passed  # `words`, `ends` are the same memory
+        # `words` and `ends` are the same memory
+        counted = table.keys, table.states, table.links, table.crowd, table.passed
         held = sum(array.nbytes for array in counted)
         held += sum(runner.events.nbytes for runner in runners)
         announced = runner_bytes(DETECTOR, 1000, workers)

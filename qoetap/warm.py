@@ -1,15 +1,18 @@
 """Compiling kernels before a run, one process per core, so that the first start is short and the rate means something.
 
-`python -m qoetap.warm UNIT...` is the child: it calls the kernels of each unit with nothing to do, numba keeps them.
+`python -m qoetap.warm UNIT...` is the child: it calls the kernels of a unit with nothing to do, numba keeps them. Which
+unit is next, all children read from one pipe, so that none is idle while there is one left: a byte is its position.
 A unit is one of OTHERS, "render.render", or "loop.stage_" and the name of a detector.
 """
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
 
 import numpy as np
+from numba.core.cpu import CPUTargetOptions
 
 import detectors as registry
 from dataplane.batch import Batch
@@ -28,14 +31,15 @@ from dataplane.wire import decode_options
 from qoetap import config
 
 LOOP = "loop.stage_"
-UNIT_SECONDS = 4  # about what one unit takes
+UNIT_SECONDS = 5  # about what one unit takes
 PAGE_bytes = 4096
 SMALL = 64  # rows and states: nothing is done with them
+GARBAGE_EVERY = 200_000  # objects made: most stay, to look through them as often as Python does is a tenth of the time
 
 
 def units(names, *more):
     """What is not compiled yet for these detectors, and of `more` units; the slow first."""
-    return cold(["batch.decode_stage", "render.render", *(LOOP + name for name in names), *more]) if JIT else []
+    return cold(["batch.decode_stage", *(LOOP + name for name in names), "render.render", *more]) if JIT else []
 
 
 def seconds(missing):
@@ -49,15 +53,17 @@ def processes():
 
 def compile_units(missing):
     """Compile in child processes; what they fail to do, the run does itself."""
-    count = min(processes(), len(missing))
-    if count < 2 or is_temporary():
+    if is_temporary():
         return
-    command = [sys.executable, "-m", "qoetap.warm"]
-    nothing = subprocess.DEVNULL
-    children = [
-        subprocess.Popen([*command, *missing[i::count]], stdin=nothing, stdout=nothing, stderr=nothing)
-        for i in range(count)
-    ]
+    command, nothing = [sys.executable, "-m", "qoetap.warm", *missing], subprocess.DEVNULL
+    queue, end = os.pipe()
+    os.write(end, bytes(range(len(missing))))
+    os.close(end)
+    with open(queue, "rb") as queue:
+        children = [
+            subprocess.Popen(command, stdin=queue, stdout=nothing, stderr=nothing)
+            for _ in range(min(processes(), len(missing)))
+        ]
     try:
         for child in children:
             child.wait()
@@ -111,9 +117,27 @@ OTHERS = {
 }
 
 
+def make_no_wrappers():
+    """Have numba leave out what it makes of each function for callers in Python and in C: two fifths of its time.
+
+    Only kernels are called from outside, and those alone are `nogil`. This is for a process that does nothing else: to
+    call any other function from Python would end it.
+    """
+    finalize = CPUTargetOptions.finalize
+
+    def without(self, flags, options):
+        finalize(self, flags, options)
+        flags.no_cfunc_wrapper, flags.no_cpython_wrapper = True, not options.get("nogil")
+
+    CPUTargetOptions.finalize = without
+
+
 def main(names):
+    make_no_wrappers()
+    gc.set_threshold(GARBAGE_EVERY)
     known = registry.load_all()
-    for name in names:
+    while taken := os.read(sys.stdin.fileno(), 1):
+        name = names[taken[0]]
         if name.startswith(LOOP):
             compile_detector(known[name.removeprefix(LOOP)])
         elif name in OTHERS:

@@ -220,7 +220,7 @@ class Engine:
         """Sort the pending events into delivery order and write them to the sink."""
         started = time.perf_counter()
         made = zip(self.detectors, self.pending, strict=True)
-        parts = [(d, rows_of(data[0] if len(data) == 1 else np.concatenate(data), d.event)) for d, data in made if data]
+        parts = [(d, rows_of(joined(arrays), d.event)) for d, arrays in made if arrays]
         self.pending = self.nothing_made()
         if parts:
             for detector, events in parts:
@@ -271,6 +271,18 @@ class Engine:
 def tiles_of(block, tile):
     """The block in blocks of at most `tile` frames."""
     return [block._replace(frames=block.frames[at : at + tile]) for at in range(0, len(block.frames), tile)]
+
+
+def joined(arrays):
+    """The bytes of all; the list is emptied on the way, so that few are kept twice."""
+    if len(arrays) == 1:
+        return arrays.pop()
+    found, at = np.empty(sum(map(len, arrays)), np.uint8), 0
+    while arrays:
+        part = arrays.pop(0)
+        found[at : at + len(part)] = part
+        at += len(part)
+    return found
 
 
 def delivery_order(parts):

@@ -93,11 +93,13 @@ def test_input_ends_with_many_states(tmp_path):
     assert engine.sink.delivered > 99_000 and engine.sink.largest <= BUFFER_EVENTS
 
 
-def test_a_block_larger_than_a_batch_is_refused(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_block_larger_than_a_batch_comes_in_tiles(tmp_path, workers):
     """Kernels do not check: rows behind the batch would be somebody else's."""
-    engine = new_engine(Largest, detectors=["flow"], batch_rows=10, workers=2)
-    with pytest.raises(ValueError, match="a block of 41 frames for a batch of 40 rows"):
-        engine.run(open_capture(flood(tmp_path / "few.pcap", 300), 41, engine.hold))
+    engine = new_engine(Largest, detectors=["flow"], batch_rows=10, workers=workers)
+    engine.run(open_capture(flood(tmp_path / "few.pcap", 300), 41, engine.hold))
+    engine.end()
+    assert engine.seen == engine.sink.delivered == 300
 
 
 def test_announced_memory_is_what_the_tables_take():

@@ -44,9 +44,9 @@ def say(text):
 
 
 def warm(path):
-    """Read the file once from the disk, so that everybody finds it in the page cache as after any reading.
+    """Read the file once from the disk, so that everybody finds it in the page cache as any reading leaves it.
 
-    As it was written, in small pieces, every reader may need a third more time for it.
+    Left there by who wrote it, in small pieces, it may take every reader twice as long.
     """
     with path.open("rb", buffering=0) as file:
         os.fsync(file.fileno())

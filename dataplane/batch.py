@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from dataplane import wire
-from dataplane.chain import DONE, Chain, Stage
+from dataplane.chain import DONE, Chain, Stage, batch_at
 from dataplane.kernels import stage_address
 from dataplane.memory import array_at, memory
 from dataplane.records import (
@@ -245,7 +245,7 @@ DECODING = np.dtype(  # context of the stage, by addresses
 
 def decode_stage(context, batch):
     """Decode the tile at hand; see chain.py."""
-    c, b = array_at(context, 1, DECODING)[0], array_at(batch, 1, BATCH)[0]
+    c, b = array_at(context, 1, DECODING)[0], batch_at(batch)
     frames = array_at(b.frames + b.first * FRAME_BYTES, b.count, FRAME)
     if c.clock:
         b.clock = set_clock(frames, array_at(c.clock, 1, CLOCK))

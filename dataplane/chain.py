@@ -1,8 +1,9 @@
 """Stages run one after another over a block of frames, tile by tile, without coming back to Python in between.
 
-A stage is reading, decoding or one detector's loop. Compiled, it is a C function of two addresses, of its own context
-and of the batch, so any set of detectors makes a chain without being compiled together. A tile's rows stay in the
-second-level cache until all stages have seen them. Interpreted or with bounds checks, a stage is called as what it is.
+A stage is reading, decoding, one detector's loop, or what hands tiles from worker to worker. Compiled, it is a C
+function of two addresses, of its own context and of the batch, so any set of detectors makes a chain without being
+compiled together. A tile's rows stay in the second-level cache until all stages have seen them. Interpreted or with
+bounds checks, a stage is called as what it is.
 """
 
 import time
@@ -13,10 +14,11 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from dataplane.kernels import Kernel
-from dataplane.records import CHECKED, rows, zeros
+from dataplane.memory import array_at
+from dataplane.records import BATCH, CHECKED, rows, zeros
 
-# What a stage returns: it is done with the tile; its events must be taken before it can go on; it has no frames to
-# give. 0: it has raised, and numba has written to stderr what
+# What a stage returns: it is done with the tile; Python must do something (take its events, wait) before it can go on;
+# the block ends here. 0: it has raised, and numba has written to stderr what
 DONE, AGAIN, SPENT = 1, 2, 3
 
 PLACE = np.dtype(
@@ -66,6 +68,12 @@ def _cycles(typing_context):
     return types.int64(), generate
 
 
+@njit
+def batch_at(address):
+    """The BATCH row at an address."""
+    return array_at(address, 1, BATCH)[0]
+
+
 if CHECKED:
     cycles = time.perf_counter_ns
 
@@ -81,8 +89,8 @@ else:
 
 
 def go(stages, batches, places, ticks):
-    """Run all stages over what is left of the block. AGAIN: a stage's events must be taken, then call again. SPENT:
-    the first stage has found no more of the frames that it was to give.
+    """Run all stages over what is left of the block. AGAIN: Python must do something, then call again. SPENT: a stage
+    has ended the block, such as the first when it has found no more of the frames that it was to give.
 
     A block without frames is one tile: only time passes.
 
@@ -125,7 +133,7 @@ class Chain:
     def over(self, batch, tile):
         """Run the stages over the block that `batch` was given, or the frames that it may expect; notes how many came.
 
-        Yields whenever a stage's events must be taken.
+        Yields whenever a stage returns AGAIN.
         """
         self.places[0] = 0, 0, batch.frames, tile
         table = [lambda rows, s=s: s(batch) for s in self.table] if CHECKED else self.table

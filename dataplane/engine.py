@@ -49,27 +49,28 @@ class Engine:
         self.hold = SLOTS if workers > 1 else 1
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
         self.batch = Batch(batch_rows)
-        decoding = [self.batch.stage(options, self.clock)]
+        decode = self.batch.stage(options, self.clock)
         per_detector = [make_runners(*d, shares, batch_rows) for d in detectors]
         self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[] for _ in range(shares)]
         detecting = [[runner.stage() for runner in share] for share in self.runners]
         self.relay, self.stretching = None, None
         if workers == 1:
-            self.chain = Chain([*decoding, *detecting[0]])
+            self.chain = Chain([decode, *detecting[0]])
         else:
             self.relay = Relay(self.batch, batch_rows, shares, self.deliver_round)
-            self.chain, self.decoding = Chain([*decoding, self.relay.giving_stage()]), Chain(decoding)
+            self.chain, self.decoding = Chain([decode, self.relay.giving_stage()]), Chain([decode])
             raw = [batch.stage(options, raw=1) for batch in self.relay.takers]
-            self.shares = [Chain(self.relay.taking_stages(i, raw[i], stages)) for i, stages in enumerate(detecting)]
-        self.round = [self.nothing_made() for _ in range(shares)]  # what the shares have made since the last delivery
+            self.taking = [Chain(self.relay.taking_stages(i, raw[i], stages)) for i, stages in enumerate(detecting)]
+        self.round = [self.nothing_made() for _ in range(shares)]  # events of each share since the last delivery
         self.pending, self.delivered_at, self.delivered_s = self.nothing_made(), 0, time.perf_counter()
         self.seconds, self.booking = dict.fromkeys(STAGES, 0.0), threading.Lock()
         self.ended = {}  # by detector: states ticked at the end of input
 
     def run(self, source, watch=None):
-        """Read one capture to its end. `watch(batch, block)` sees each tile or batch after decoding, in order.
+        """Read one capture to its end. `watch(batch, block)` sees each tile after decoding, in order.
 
-        The source must keep `hold` blocks valid. Where nobody watches and it offers `stretches`, they are taken.
+        The source must keep `hold` blocks valid, for with several workers nobody else does. Where nobody watches and it
+        offers `stretches`, they are taken.
         """
         self.files.append((self.seen, source.name))
         blocks = source.stretches() if not watch and hasattr(source, "stretches") else source.blocks()
@@ -126,23 +127,23 @@ class Engine:
 
     def run_chain(self, chain, block, watch):
         """What the batch was given or may expect, through a chain; hands events on when it is time."""
-        started, long = time.perf_counter(), False
+        started, was_full = time.perf_counter(), False
         for _ in chain.over(self.batch, self.tile):
-            self.go_between(chain)
-            long = True
+            was_full = self.go_between(chain)
         now = time.perf_counter()
         self.divide(chain, now - started)
         self.settle(block, watch)
-        if long or self.seen - self.delivered_at >= DELIVER_PACKETS or now - self.delivered_s > DELIVER_SECONDS:
+        if was_full or self.seen - self.delivered_at >= DELIVER_PACKETS or now - self.delivered_s > DELIVER_SECONDS:
             self.hand_on()
 
     def go_between(self, chain):
-        """A buffer of events was full or, with several workers, no batch was free for long."""
+        """A buffer of events was full: True; or, with several workers, no batch was free for long."""
         if self.relay:
             return self.relay.check()
-        self.take(0, self.pending)
+        self.take_events(0, self.pending)
         if chain is self.stretching:
             chain.end_with_tile(self.batch)  # so that events are handed on
+        return True
 
     def load(self):
         """Load what is compiled now, not at the first packet, with one worker."""
@@ -169,27 +170,33 @@ class Engine:
                 runner.params[:] = params[runner.detector.name]
 
     def hand_on(self):
-        """Deliver the events made so far; with several workers, ask for that to be done soon."""
-        self.delivered_at, self.delivered_s = self.seen, time.perf_counter()
+        """Deliver the events made so far; with several workers a last tile, an empty one, tells them to."""
         if self.relay:
-            return self.relay.mark_due()
-        self.take(0, self.pending)
-        if any(self.pending):
+            self.relay.mark_due()
+            self.batch.give(NOTHING, self.seen)
+            for _ in self.chain.over(self.batch, self.tile):
+                self.relay.check()
+            self.relay.resume()
+        else:
+            self.take_events(0, self.pending)
+            if not any(self.pending):
+                return
             self.deliver()
+        self.delivered_at, self.delivered_s = self.seen, time.perf_counter()
 
     def bring_share(self, share):
         """Bring a share of the states over all tiles that the calling thread decodes, in a thread of its own."""
-        batch, chain, made = self.relay.takers[share], self.shares[share], self.round[share]
-        batch.expect(NEVER, 0)
+        batch, chain, made = self.relay.takers[share], self.taking[share], self.round[share]
         while not self.relay.finished(share):
             started = time.perf_counter()
+            batch.expect(NEVER, 0)
             for _ in chain.over(batch, self.tile):
-                self.take(share, made)
+                self.take_events(share, made)
                 self.relay.mark_due()
             self.divide(chain, time.perf_counter() - started)
             if batch.row[0]["due"]:
                 batch.row[0]["due"] = 0
-                self.take(share, made)
+                self.take_events(share, made)
                 self.relay.meet()
 
     def deliver_round(self):
@@ -200,7 +207,7 @@ class Engine:
                 parts.clear()
         self.deliver()
 
-    def take(self, share, made):
+    def take_events(self, share, made):
         for parts, runner in zip(made, self.runners[share], strict=True):
             if runner.made:
                 parts.append(runner.take())
@@ -214,7 +221,9 @@ class Engine:
         if watch:
             watch(batch, block)
             if self.relay:
+                started = time.perf_counter()
                 self.relay.give(batch, all_decoded=True)
+                self.spent("wait", started)
 
     def deliver(self):
         """Sort the pending events into delivery order and write them to the sink."""
@@ -238,7 +247,7 @@ class Engine:
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
         clock = int(self.clock[0].now) if self.seen else 0
         for share, made in enumerate(self.round):
-            self.take(share, made)
+            self.take_events(share, made)
         self.deliver_round()
         started, delivering = time.perf_counter(), self.seconds["deliver"]
         live = [[runner.live() for runner in runners] for runners in self.runners]

@@ -7,7 +7,7 @@ numba inlines its three functions, from one source, and keeps it on disk like an
 import numpy as np
 from numba import njit
 
-from dataplane.chain import AGAIN, DONE
+from dataplane.chain import AGAIN, DONE, batch_at
 from dataplane.flowtable import (
     AFTER,
     BLOCK_SLOTS,
@@ -39,7 +39,7 @@ from dataplane.flowtable import (
     write_ends,
 )
 from dataplane.memory import array_at, memory, prefetch, put, word
-from dataplane.records import BATCH, CHECKED, IP, KINDS, LINE_BYTES, NEVER, PACKET
+from dataplane.records import CHECKED, IP, KINDS, LINE_BYTES, NEVER, PACKET
 from detectors.base import DUE, EMERGENCY, END, FORGET
 
 DETECTOR: object  # set by runner.bind before this file is executed
@@ -279,7 +279,7 @@ run = named(run) if CHECKED else njit(run)
 
 def stage(context, batch):
     """The same for chain.py: a runner's CONTEXT and a BATCH, by their addresses."""
-    c, b = array_at(context, 1, CONTEXT)[0], array_at(batch, 1, BATCH)[0]
+    c, b = array_at(context, 1, CONTEXT)[0], batch_at(batch)
     heads = c.slots + c.workers * WHEEL_TICKS
     table = Table(
         array_at(c.keys, c.slots, np.uint64),

@@ -8,7 +8,8 @@ each access is checked.
 `byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array, `load64` and `store64` move
 eight bytes; `word` and `put` read and write elements of a uint64 array, `matches` says which of eight from a cache
 line's start on are equal to a value, as bits; `prefetch` asks for the cache line of a row that will be wanted soon.
-`high_product` is the upper half of a product.
+`high_product` is the upper half of a product. Only compiled: `array_at` makes an array of memory at an address,
+`acquire` and `release` read and write a counter that threads share.
 """
 
 import sys

@@ -145,6 +145,7 @@ BATCH = np.dtype(
         ("due", np.int64),  # events are delivered after this tile
         ("raw", np.int64),  # whoever takes the tile is to decode it
         ("ready", np.int64),  # by then it has: number of the last such tile, counted from 1
+        ("unused", np.int64),  # no two rows in one cache line
         ("window", np.int64),  # where a stage that reads is to put `rows` FRAME rows and the bytes; 0: where it likes
     ],
     align=True,
@@ -171,20 +172,6 @@ EVENT = [
     ("code", np.uint8),  # 1-based index into Detector.events
     *ENDS,
 ]
-
-
-class Row(np.void):
-    """A row as interpreted code sees it: attributes are its fields, also where numpy has one of that name (`flags`)."""
-
-    def __getattribute__(self, name):
-        fields = np.void.__getattribute__(self, "dtype").fields
-        if name not in fields:
-            return np.void.__getattribute__(self, name)
-        value = np.void.getfield(self, *fields[name][:2])
-        return value if value.dtype.names is None else _as_rows(value)
-
-    def __setattr__(self, name, value):
-        np.void.setfield(self, value, *np.void.__getattribute__(self, "dtype").fields[name][:2])
 
 
 class Rows(np.ndarray):
@@ -221,14 +208,31 @@ class Block(NamedTuple):
 
 
 def _as_rows(value):
-    dtype = np.dtype((Row, value.dtype))
+    dtype = _row(value.dtype)
     return value.view(dtype) if isinstance(value, np.void) else value.view(dtype=dtype, type=Rows)
+
+
+@functools.cache
+def _row(dtype):
+    """A dtype whose rows are as interpreted code sees them: attributes are fields, also where numpy has one of that
+    name (`flags`)."""
+    fields = {name: _field(*dtype.fields[name][:2]) for name in dtype.names}
+    return np.dtype((type("Row", (np.void,), {"__slots__": (), **fields}), dtype))
+
+
+def _field(dtype, at):
+    """The attribute for a field."""
+    if dtype.base.names is None:
+        return property(
+            lambda row: np.void.getfield(row, dtype, at), lambda row, value: np.void.setfield(row, value, dtype, at)
+        )
+    return property(lambda row: _as_rows(np.void.getfield(row, dtype, at)))
 
 
 def rows(dtype, count):
     """`count` zeroed rows of `dtype`, from the start of a cache line: the one allocator of row arrays.
 
-    Attribute access to a row works compiled and, through Row, interpreted too. Pages are taken on first use.
+    Attribute access to a row works compiled and, through _row, interpreted too. Pages are taken on first use.
     """
     return rows_of(zeros(int(count) * dtype.itemsize), dtype)
 

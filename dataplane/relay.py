@@ -1,8 +1,11 @@
 """Several workers over one capture: one decodes, the others each bring a share of the states over what it gives on.
 
-Tiles go on in a ring of batches, small enough to stay near both. Two counters say how many were given and how many a
-worker has done with; they are read and written in compiled code, so a tile costs no word of Python. Interpreted, with
-bounds checks, or where each tile is watched, the same is done by methods.
+Tiles go on in a ring of batches, small enough to stay near both. Counters say how many were given and how many each
+taker has done with; they are read and written in compiled code, so a tile costs no word of Python. Interpreted, with
+bounds checks, or where each tile is watched, the same is done by methods; beside compiled takers, they rely on stores
+being seen in order, as they are on x86-64.
+
+When the slowest taker will soon have nothing to do, the next tile goes on raw: takers decode such tiles in turn.
 """
 
 import contextlib
@@ -14,25 +17,28 @@ import numpy as np
 from numba import njit, types
 
 from dataplane.batch import Batch
-from dataplane.chain import AGAIN, DONE, SPENT, Stage
+from dataplane.chain import AGAIN, DONE, SPENT, Stage, batch_at
 from dataplane.kernels import stage_address
 from dataplane.memory import acquire, array_at, release
 from dataplane.records import BATCH, FRAME, LINE_BYTES, rows, zeros
 
 SLOTS = 4  # batches in the ring: one is being decoded, the others are given
-SPINS, NAPS, NAP_us = 2000, 200, 20  # how long a stage waits before it asks Python
+SPINS, NAPS = 2000, 10  # how often a stage looks before it asks Python; between naps that grow as long as nothing comes
+NAP_us, NAP_MOST_us = 20, 5000
 NAP_s = NAP_us / 1e6
-ENOUGH = 2  # with fewer tiles before them the takers would soon be idle: they get the next one raw
+ENOUGH = 2  # with fewer tiles before it a taker will soon have nothing to do
 BATCH_BYTES, READY_AT = BATCH.itemsize, BATCH.fields["ready"][1]
 
 RELAY = np.dtype(  # context of the stages of one worker: addresses and counts
     [
         *((name, np.int64) for name in ("slots", "count")),  # BATCH rows
-        ("given", np.int64),  # counters: tiles that were given
-        ("taken", np.int64),  # and that each taker has done with, the first of them
+        # addresses of counters: tiles that were given; that the first taker has done with, the others' follow; 1: no
+        # more will come
+        *((name, np.int64) for name in ("given_at", "taken_at", "closed_at")),
+        ("nap", np.int64),  # us, the next one
         ("takers", np.int64),
         ("me", np.int64),  # which of them
-        ("due", np.int64),  # the next tile is the last before events are delivered
+        ("due", np.int64),  # the next tile is the last before events are delivered; asked for by two, it is one
         ("gave", np.int64),  # the tile at hand was given, but no batch was free
     ],
     align=True,
@@ -42,16 +48,20 @@ usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 
 @njit
-def reached(counter, least):
-    """Wait until a counter is at least so much; False if it takes long."""
+def reached(c, counter, least):
+    """Wait until a counter is at least so much; False if it takes long, or no more will come."""
     for _ in range(SPINS):
         if acquire(counter) >= least:
             return True
     for _ in range(NAPS):
-        usleep(NAP_us)
+        if acquire(c.closed_at):
+            break
+        usleep(c.nap)
+        c.nap = min(2 * c.nap, NAP_MOST_us)
         if acquire(counter) >= least:
+            c.nap = NAP_us
             return True
-    return False
+    return acquire(counter) >= least
 
 
 @njit
@@ -61,32 +71,32 @@ def relay_at(context):
 
 
 @njit
-def batches(address, count):
-    """The BATCH rows at an address."""
-    return array_at(address, count, BATCH)
+def slots_of(c):
+    """The BATCH rows of the ring."""
+    return array_at(c.slots, c.count, BATCH)
 
 
 @njit
-def taken_at(c):
-    """Address of the taker's own counter."""
-    return c.taken + c.me * LINE_BYTES
+def counter_of(c, taker):
+    """Address of a taker's counter."""
+    return c.taken_at + taker * LINE_BYTES
 
 
 def give_stage(context, batch):
     """Give the tile at hand on and take up a batch that all have done with."""
-    c, row = relay_at(context), batches(batch, 1)[0]
-    slots, given = batches(c.slots, c.count), acquire(c.given)
+    c, row = relay_at(context), batch_at(batch)
+    slots, given = slots_of(c), acquire(c.given_at)
     if not c.gave:
         row.due, c.due = c.due, 0
         slots[given % c.count] = row
         given += 1
-        release(c.given, given)
+        release(c.given_at, given)
         c.gave = 1
     least = given
-    for i in range(c.takers):
-        if not reached(c.taken + i * LINE_BYTES, given - c.count + 1):
+    for taker in range(c.takers):
+        if not reached(c, counter_of(c, taker), given - c.count + 1):
             return AGAIN
-        least = min(least, acquire(c.taken + i * LINE_BYTES))
+        least = min(least, acquire(counter_of(c, taker)))
     c.gave = 0
     free = slots[given % c.count]
     row.packets, row.lists, row.counts, row.window = free.packets, free.lists, free.counts, free.window
@@ -95,23 +105,23 @@ def give_stage(context, batch):
 
 
 def take_stage(context, batch):
-    """Take the next tile; not before it is decoded, unless that is this worker's turn."""
-    c, row = relay_at(context), batches(batch, 1)[0]
-    taken = acquire(taken_at(c))
-    if not reached(c.given, taken + 1):
+    """Take the next tile; not before it is decoded, unless that is this taker's turn."""
+    c, row = relay_at(context), batch_at(batch)
+    taken = acquire(counter_of(c, c.me))
+    if not reached(c, c.given_at, taken + 1):
         return SPENT
-    slots, at, mine = batches(c.slots, c.count), taken % c.count, taken % c.takers == c.me
-    if slots[at].raw and not mine and not reached(c.slots + at * BATCH_BYTES + READY_AT, taken + 1):
+    slots, at, mine = slots_of(c), taken % c.count, taken % c.takers == c.me
+    if slots[at].raw and not mine and not reached(c, c.slots + at * BATCH_BYTES + READY_AT, taken + 1):
         return SPENT
-    batches(batch, 1)[0] = slots[at]
+    array_at(batch, 1, BATCH)[0] = slots[at]
     row.raw = slots[at].raw and mine
     return DONE
 
 
 def ready_stage(context, batch):
     """Where the tile was raw, tell that it is decoded."""
-    c, row = relay_at(context), batches(batch, 1)[0]
-    taken = acquire(taken_at(c))
+    c, row = relay_at(context), batch_at(batch)
+    taken = acquire(counter_of(c, c.me))
     if row.raw:
         release(c.slots + taken % c.count * BATCH_BYTES + READY_AT, taken + 1)
     return DONE
@@ -119,8 +129,8 @@ def ready_stage(context, batch):
 
 def end_stage(context, batch):
     """The taker has done with its tile."""
-    c, row = relay_at(context), batches(batch, 1)[0]
-    release(taken_at(c), acquire(taken_at(c)) + 1)
+    c, row = relay_at(context), batch_at(batch)
+    release(counter_of(c, c.me), acquire(counter_of(c, c.me)) + 1)
     return SPENT if row.due else DONE
 
 
@@ -133,20 +143,21 @@ class Relay:
     def __init__(self, giver, size, takers, deliver):
         self.giver, self.takers = giver, [Batch(size) for _ in range(takers)]
         self.slots, self.rows, self.windows = [Batch(size) for _ in range(SLOTS)], rows(BATCH, SLOTS), []
-        self.counters = zeros(LINE_BYTES * (1 + takers)).view(np.int64)
-        self.taken = self.counters[LINE_BYTES // 8 :: LINE_BYTES // 8]
+        self.counters = zeros(LINE_BYTES * (2 + takers)).view(np.int64)[:: LINE_BYTES // 8]  # given, closed, taken
+        self.taken = self.counters[2:]
         self.contexts = [self._context(i) for i in range(takers)]
         self.giving = self._context(0)
-        self.barrier, self.deliver, self.closed, self.error = None, deliver, True, None
+        self.barrier, self.deliver, self.error = None, deliver, None
         for i, slot in enumerate(self.slots):
             self.rows[i] = slot.row[0]
             slot.row = self.rows[i : i + 1]
 
     def _context(self, taker):
-        context, counters = rows(RELAY, 1), self.counters.ctypes.data
+        context, first = rows(RELAY, 1), self.counters.ctypes.data
         row = context[0]
         row.slots, row.count, row.takers, row.me = self.rows.ctypes.data, SLOTS, len(self.takers), taker
-        row.given, row.taken = counters, counters + LINE_BYTES
+        row.given_at, row.closed_at, row.taken_at = (first + i * LINE_BYTES for i in range(3))
+        row.nap = NAP_us
         return context
 
     def giving_stage(self):
@@ -167,6 +178,16 @@ class Relay:
     @property
     def given(self):
         return int(self.counters[0])
+
+    @property
+    def closed(self):
+        """No more will be given."""
+        return bool(self.counters[1])
+
+    def resume(self):
+        """The giver takes up the batch that is next, wherever it was."""
+        self.giver.point_at(self.slots[self.given % SLOTS])
+        self.giver.row[0].raw = self.giving[0].gave = 0
 
     def give(self, batch, all_decoded=False):
         slot, row = self.slots[self.given % SLOTS], batch.row[0]
@@ -206,16 +227,15 @@ class Relay:
     @contextlib.contextmanager
     def at_work(self, work):
         """`work(taker)` by a thread for each, which must return when `finished`. Raises what one of them raised."""
-        self.barrier, self.closed = threading.Barrier(len(self.takers), self.deliver), False
-        self.giver.point_at(self.slots[self.given % SLOTS])
-        self.giver.row[0].raw = 0
+        self.barrier, self.counters[1] = threading.Barrier(len(self.takers), self.deliver), 0
+        self.resume()
         threads = [threading.Thread(target=self._attempt, args=(work, i), daemon=True) for i in range(len(self.takers))]
         try:
             for thread in threads:
                 thread.start()
             yield
         finally:
-            self.closed = True
+            self.counters[1] = 1
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
@@ -224,6 +244,8 @@ class Relay:
     def _attempt(self, work, taker):
         try:
             work(taker)
+        except threading.BrokenBarrierError:
+            pass  # who broke it says why
         except BaseException as error:
             self.error = self.error or error
             self.barrier.abort()
@@ -251,4 +273,4 @@ class Relay:
         if not self.windows or len(self.windows[0]) < size:
             self.windows = [zeros(size) for _ in self.slots]
             self.rows["window"] = [window.ctypes.data for window in self.windows]
-            self.giver.point_at(self.slots[self.given % SLOTS])
+            self.resume()

@@ -210,7 +210,8 @@ def add_outputs(parser, default):
 
 
 def add_running(parser):
-    parser.add_argument("--workers", metavar="N", type=int, help="threads that run detectors (default 1)")
+    workers = "threads (default 1); in replay one decodes, the others detect"
+    parser.add_argument("--workers", metavar="N", type=int, help=workers)
     parser.add_argument("--seed", metavar="N", type=int, help="fix the secret keys of hashes")
     parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
 

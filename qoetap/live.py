@@ -26,7 +26,7 @@ from qoetap.signals import Signals
 LOOK_seconds = 0.25  # signals are heard at once, the rest is looked after so often
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 ENDING = (signal.SIGTERM, signal.SIGINT)
-
+LATER = tuple(number for number in SIGNALS if number not in ENDING)
 
 WHOLE_PACKETS = config.Layer("evidence", {"live": {"snaplen": config.SNAPLEN_MAX_bytes}})
 
@@ -300,12 +300,19 @@ def status_of(run, ledger, faults):
     return LOST if lost else DONE
 
 
+def not_yet(number, _):
+    """A signal that came while kernels compile."""
+    say(f"{signal.Signals(number).name}: not heeded before it says that it is listening; send it again then")
+
+
 def live(args):
     """The command; its exit status."""
     settings, known = settings_of(args)
     require_interfaces(settings)
     rings, tables = require_memory(settings, known)
     stats_file = open_stats(args.stats)
+    for number in LATER:
+        signal.signal(number, not_yet)
     announce(settings, known, rings, tables)
     with Signals(SIGNALS) as signals:
         run = Live(args, settings, known)

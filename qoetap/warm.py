@@ -21,6 +21,7 @@ from dataplane.capture.merge import Merge
 from dataplane.capture.pcapfile import read_stage
 from dataplane.capture.ring import WALK, walk
 from dataplane.capture.sieve import Sieve
+from dataplane.chain import Chain
 from dataplane.events import Events, Renderer, json_lines
 from dataplane.evidence import History
 from dataplane.kernels import stage_address
@@ -39,7 +40,8 @@ GARBAGE_EVERY = 200_000  # objects made: most stay, to look through them as ofte
 
 def units(names, *more):
     """What is not compiled yet for these detectors, and of `more` units; the slow first."""
-    return cold(["batch.decode_stage", *(LOOP + name for name in names), "render.render", *more]) if JIT else []
+    every = ["batch.decode_stage", *(LOOP + name for name in names), "render.render", "chain.go", *more]
+    return cold(every) if JIT else []
 
 
 def seconds(missing):
@@ -107,6 +109,7 @@ def compile_relay():
 
 
 OTHERS = {
+    "chain.go": lambda: list(Chain([]).over(Batch(SMALL), SMALL)),
     "batch.decode_stage": compile_decode,
     "pcapfile.read_stage": lambda: stage_address(read_stage),
     "sieve.mark": compile_sieve,

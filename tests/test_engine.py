@@ -2,10 +2,12 @@
 
 import json
 import random
+import threading
 
 import numpy as np
 import pytest
 
+import detectors as registry
 from dataplane import engine as module
 from dataplane.capture import open_capture
 from dataplane.engine import STAGES, Engine, age_ranges, delivery_order
@@ -14,6 +16,8 @@ from dataplane.records import JIT, NEVER
 from dataplane.wire import FILTERED, decode_options
 from pcaps.files import Record, pcap
 from pcaps.make import make
+from qoetap import config
+from qoetap.replay import engine_parts
 from tests import packets as build
 from tests.helpers import replay_bytes, replay_events
 from tests.rows import Keep, run_rows
@@ -153,6 +157,26 @@ def test_a_watcher_sees_each_block_once_in_order(captures, workers):
     engine.end()
     assert numbers == list(range(engine.seen))
     assert len(numbers) > 4 * engine.hold
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_sink_that_raises_ends_the_run(captures, workers, monkeypatch):
+    monkeypatch.setattr(module, "DELIVER_PACKETS", 10)
+    before = threading.active_count()
+
+    class Broken:
+        def write(self, events):
+            raise OSError("broken")
+
+    known = registry.load_all()
+    settings = config.load([], known)
+    parts, options = engine_parts(settings, known)
+    engine = Engine(parts, Broken(), options, workers, 4)
+    with pytest.raises(OSError, match="broken"):
+        for path in captures:
+            engine.run(open_capture(path, engine.block_frames, engine.hold))
+        engine.end()
+    assert threading.active_count() == before
 
 
 def test_seconds_of_each_stage(captures):

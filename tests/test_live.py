@@ -169,6 +169,15 @@ def test_hup_takes_over_a_good_file_and_survives_a_bad_one(link, tmp_path):
     assert len(events_in(first)) == 10 and len(events_in(first)) + len(events_in(second)) == ended.made
 
 
+def test_hup_while_kernels_compile_does_not_end_it(link, tmp_path):
+    """With an empty kernel cache."""
+    environment = {"QOETAP_CACHE_DIR": str(tmp_path / "cache")}
+    with Agent(link.receiver, tmp_path, detectors="flow", environment=environment, heard="compiling") as agent:
+        assert "SIGHUP: not heeded" in agent.tell(signal.SIGHUP, "SIGHUP")
+        agent.hear("listening", START_seconds)
+        assert agent.end().status == 0
+
+
 def test_what_takes_a_restart_is_named_and_stays(link, tmp_path):
     config = tmp_path / "site.yaml"
     config.write_text("")

@@ -14,7 +14,7 @@ from dataplane.capture import open_capture
 from dataplane.capture.stretch import PIECE_bytes, STRETCH_bytes, WINDOW_bytes
 from dataplane.chain import Chain
 from dataplane.engine import Engine
-from dataplane.records import CHECKED, FRAME, Stretch
+from dataplane.records import CHECKED, FRAME, Stretch, zeros
 from dataplane.runner import BUFFER_EVENTS
 from dataplane.wire import decode_options
 from qoetap import config
@@ -48,14 +48,16 @@ def by_blocks(path):
     return found, source.problem, source.bytes_done
 
 
-def by_stretches(path, begun=lambda: None):
-    """The same; the one stage gives a frame at a time. `begun` is called after the first."""
+def by_stretches(path, begun=lambda: None, windows=False):
+    """The same; the one stage gives a frame at a time, in windows by turns. `begun` is called after the first."""
     source, found, batch = open_capture(path, 64, 1), [], Batch(1)
+    room = [zeros(FRAME.itemsize + len(source.feed.buf)) for _ in range(2 * windows)]
     for part in source.stretches():
         assert isinstance(part, Stretch)
         chain, context, size = Chain([part.stage]), part.stage.context[0], 1
         while size:
             batch.expect(1, 0)
+            batch.row[0]["window"] = room[len(found) % 2].ctypes.data if windows else 0
             list(chain.over(batch, 1))
             size = batch.frames
             buf = np.frombuffer(memory_at(context.buf, context.buf_bytes), np.uint8)
@@ -83,10 +85,12 @@ def written(folder, data):
 
 
 def same(path):
-    expected, found = by_blocks(path), by_stretches(path)
-    assert len(found[0]) == len(expected[0])
-    assert found[:2] == expected[:2]
-    assert found[1] or found[2] == expected[2] == os.path.getsize(path)
+    expected = by_blocks(path)
+    for windows in (False, True):
+        found = by_stretches(path, windows=windows)
+        assert len(found[0]) == len(expected[0])
+        assert found[:2] == expected[:2]
+        assert found[1] or found[2] == expected[2] == os.path.getsize(path)
     return found
 
 
@@ -212,8 +216,7 @@ def test_several_workers_over_many_stretches(tmp_path, workers):
     made = [(i // 1000, i % 1000 * 1000, frame, len(frame)) for i, frame in enumerate(chosen)]
     path = written(tmp_path, captures.pcap(made)[:-1])
     assert path.stat().st_size > 2 * STRETCH_bytes
-    alone, expected = run_engine(path)
-    together, found = run_engine(path, workers=workers)
+    (alone, expected), (together, found) = run_engine(path), run_engine(path, workers=workers)
     assert alone.seen == together.seen == len(made) - 1
     assert found == expected and found.count(b"flow.end") == len({frame[26:36] for frame in chosen[:-1]})
 

@@ -1,4 +1,4 @@
-"""Kernels compiled before a run: the children leave none to the run."""
+"""Kernels compiled before a run: the children leave none to the run, and it can use what they made."""
 
 import os
 import subprocess
@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from dataplane.records import CHECKED
+from pcaps.make import make
 
 COMPILE = """
 from qoetap import warm
-more = [name for name in warm.OTHERS if name != "batch.decode_stage"]  # which is always asked for
+more = [name for name in warm.OTHERS if name not in ("batch.decode_stage", "chain.go")]  # which are always asked for
 missing = warm.units(["flow"], *more)
 warm.compile_units(missing)
 print(bool(missing), warm.units(["flow"], *more))
@@ -22,3 +23,10 @@ def test_children_compile_all_units(tmp_path):
     env = {**os.environ, "QOETAP_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True)
     assert done.stdout == "True []\n", done.stderr
+    make(tmp_path)
+    files = len(list(tmp_path.rglob("*.nbc")))
+    for workers in ("1", "2"):
+        command = [sys.executable, "-m", "qoetap", "replay", tmp_path / "icmp_loop.pcap", "--detectors", "flow"]
+        done = subprocess.run([*command, "--workers", workers], env=env, capture_output=True, text=True)
+        assert done.returncode == 0 and "flow.end" in done.stdout and "compiling" not in done.stderr, done.stderr
+    assert len(list(tmp_path.rglob("*.nbc"))) == files

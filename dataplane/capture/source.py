@@ -90,7 +90,7 @@ class Source:
     def stretches(self):
         """The same, but where compiled code can read by itself, Stretches, to be used up before the next is asked for.
 
-        A Block is not valid any longer than that.
+        Blocks are as valid as those of `blocks`.
         """
         if (reading := self.reading()) is None:
             yield from self.blocks()

@@ -12,10 +12,10 @@ import numpy as np
 from numba import njit, types
 
 from dataplane.capture.source import MORE
-from dataplane.chain import DONE, SPENT, Stage
+from dataplane.chain import DONE, SPENT, Stage, batch_at
 from dataplane.kernels import stage_address
 from dataplane.memory import array_at, load64, store64
-from dataplane.records import BATCH, FRAME, Stretch, rows
+from dataplane.records import FRAME, Stretch, rows
 
 PIECE_bytes, WINDOW_bytes = 128 << 10, 640 << 10
 STRETCH_bytes = 16 << 20  # then a stretch ends: signals are heard and events handed on, however slow the file
@@ -68,7 +68,7 @@ def context_of(context):
 @njit
 def begin(context, batch, row):
     """Move what is left to the front; the bytes, and the FRAME rows to be filled, at most a tile."""
-    b = batch_of(batch)
+    b = batch_at(batch)
     target = context.buf
     if b.window:
         context.frames, target = b.window, b.window + b.rows * FRAME_BYTES
@@ -80,15 +80,9 @@ def begin(context, batch, row):
 
 
 @njit
-def batch_of(batch):
-    """The BATCH row at an address."""
-    return array_at(batch, 1, BATCH)[0]
-
-
-@njit
 def finish(context, batch, row):
     """Hand the frames on; what the stage returns."""
-    b = batch_of(batch)
+    b = batch_at(batch)
     b.buf, b.buf_bytes, b.count = context.buf, context.buf_bytes, row.count
     b.frames = context.frames - b.first * FRAME_BYTES  # as if all tiles were of one long block
     return DONE if row.count else SPENT

@@ -19,7 +19,7 @@ MAY = {
     "dataplane.flowid": {"dataplane.records", "dataplane.text"},
     "dataplane.wire": {"dataplane.records", "dataplane.memory"},
     "dataplane.capture": {"dataplane.records", "dataplane.memory", "dataplane.kernels", "dataplane.chain"},
-    "dataplane.chain": {"dataplane.records", "dataplane.kernels"},
+    "dataplane.chain": {"dataplane.records", "dataplane.kernels", "dataplane.memory"},
     "dataplane.relay": {
         "dataplane.records",
         "dataplane.memory",

@@ -26,7 +26,7 @@ def test_children_compile_all_units(tmp_path):
     make(tmp_path)
     files = len(list(tmp_path.rglob("*.nbc")))
     for workers in ("1", "2"):
-        command = [sys.executable, "-m", "qoetap", "replay", tmp_path / "icmp_loop.pcap", "--detectors", "flow"]
+        command = [sys.executable, "-m", "qoetap", "replay", tmp_path / "flows_tcp.pcap", "--detectors", "flow"]
         done = subprocess.run([*command, "--workers", workers], env=env, capture_output=True, text=True)
         assert done.returncode == 0 and "flow.end" in done.stdout and "compiling" not in done.stderr, done.stderr
     assert len(list(tmp_path.rglob("*.nbc"))) == files

@@ -21,7 +21,7 @@ from qoetap.outputs import Outputs, rotation_of
 from qoetap.reload import changes, params_of
 from qoetap.replay import MIB, engine_parts, layers, listed, most_bytes, open_stats, write_stats
 from qoetap.say import say
-from qoetap.signals import Signals
+from qoetap.signals import Signals, put_off
 
 LOOK_seconds = 0.25  # signals are heard at once, the rest is looked after so often
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -300,19 +300,13 @@ def status_of(run, ledger, faults):
     return LOST if lost else DONE
 
 
-def not_yet(number, _):
-    """A signal that came while kernels compile."""
-    say(f"{signal.Signals(number).name}: not heeded before it says that it is listening; send it again then")
-
-
 def live(args):
     """The command; its exit status."""
     settings, known = settings_of(args)
     require_interfaces(settings)
     rings, tables = require_memory(settings, known)
     stats_file = open_stats(args.stats)
-    for number in LATER:
-        signal.signal(number, not_yet)
+    put_off(LATER)
     announce(settings, known, rings, tables)
     with Signals(SIGNALS) as signals:
         run = Live(args, settings, known)

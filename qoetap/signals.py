@@ -8,6 +8,8 @@ import os
 import select
 import signal
 
+from qoetap.say import say
+
 
 class Signals:
     """Catches `numbers` while in its context. For the main thread (signal(2) and the signal module's rules)."""
@@ -42,6 +44,16 @@ class Signals:
         """From now on those in `ending` end the process at once, the others are not heeded."""
         for number in self.numbers:
             signal.signal(number, signal.SIG_DFL if number in ending else signal.SIG_IGN)
+
+
+def put_off(numbers):
+    """Until Signals catches them: say that one came too early, while kernels compile, instead of ending by it."""
+    for number in numbers:
+        signal.signal(number, _too_early)
+
+
+def _too_early(number, _):
+    say(f"{signal.Signals(number).name} came too early: send it again once qoetap listens")
 
 
 def _caught(*_):

@@ -23,6 +23,7 @@ def refused(link, monkeypatch, tmp_path):
 
     monkeypatch.setattr(live.Live, "run", begun)
     monkeypatch.setattr(live, "Signals", contextlib.nullcontext)  # signals are for main threads
+    monkeypatch.setattr(live, "put_off", lambda numbers: None)
 
     def refused(*words, interfaces=("b0",), output=tmp_path / "events.jsonl"):
         named = [word for name in interfaces for word in ("-i", name)]

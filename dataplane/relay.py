@@ -23,7 +23,7 @@ from dataplane.memory import acquire, array_at, release
 from dataplane.records import BATCH, FRAME, LINE_BYTES, rows, zeros
 
 SLOTS = 4  # batches in the ring: one is being decoded, the others are given
-SPINS, NAPS = 2000, 10  # how often a stage looks before it asks Python; between naps that grow as long as nothing comes
+LOOKS, YIELDS, NAPS = 1000, 1000, 40  # how long a stage waits before it asks Python
 NAP_us, NAP_MOST_us = 20, 5000
 NAP_s = NAP_us / 1e6
 ENOUGH = 2  # with fewer tiles before it a taker will soon have nothing to do
@@ -44,15 +44,22 @@ RELAY = np.dtype(  # context of the stages of one worker: addresses and counts
     align=True,
 )
 
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
 usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 
 @njit
 def reached(c, counter, least):
-    """Wait until a counter is at least so much; False if it takes long, or no more will come."""
-    for _ in range(SPINS):
-        if acquire(counter) >= least:
-            return True
+    """Wait until a counter is at least so much; False if it takes long, or no more will come.
+
+    Busily for about as long as a tile takes: who sleeps often seems to need no core of its own, and may be put on the
+    other's. Then with naps that grow as long as nothing comes.
+    """
+    for _ in range(YIELDS):
+        for _ in range(LOOKS):
+            if acquire(counter) >= least:
+                return True
+        sched_yield()
     for _ in range(NAPS):
         if acquire(c.closed_at):
             break

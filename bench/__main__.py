@@ -46,7 +46,7 @@ def say(text):
 def warm(path):
     """Read the file once from the disk, so that everybody finds it in the page cache as any reading leaves it.
 
-    Left there by who wrote it, in small pieces, it may take every reader twice as long.
+    Left there by who wrote it, in small pieces, its bytes may take twice as long to copy.
     """
     with path.open("rb", buffering=0) as file:
         os.fsync(file.fileno())

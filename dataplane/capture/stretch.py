@@ -1,8 +1,8 @@
 """Reading in compiled code: a stage that comes before decoding in the same chain. It reads a file in pieces and finds
 the frames of a tile in them, so bytes and rows stay in the second-level cache until all detectors have seen them.
 
-Pieces are read until a tile is full, or WINDOW_bytes are before us; what is left is moved to the front of the feed's
-buffer, or of the window that the batch names, before the next tile. Whatever is not just more of the same (the end,
+Pieces are read until a tile is full, or WINDOW_bytes are before us, the last one as large as the tile is likely to need;
+what is left is moved to the front of the feed's buffer, or of the window that the batch names, before the next tile. Whatever is not just more of the same (the end,
 damage) ends the stretch: source.py answers what the walk then says.
 """
 
@@ -17,7 +17,7 @@ from dataplane.kernels import stage_address
 from dataplane.memory import array_at, load64, store64
 from dataplane.records import FRAME, Stretch, rows
 
-PIECE_bytes, WINDOW_bytes = 128 << 10, 640 << 10
+PIECE_bytes, PAGE_bytes, WINDOW_bytes = 128 << 10, 4 << 10, 640 << 10
 STRETCH_bytes = 16 << 20  # then a stretch ends: signals are heard and events handed on, however slow the file
 FRAME_BYTES = FRAME.itemsize
 
@@ -27,6 +27,8 @@ READING = np.dtype(  # context of the stage: addresses and sizes; what it has do
         ("status", np.int64),  # of the last walk
         ("read_bytes", np.int64),
         ("passed_bytes", np.int64),  # before what is now the buffer's first byte
+        ("wanted", np.int64),  # frames of the tile at hand
+        ("frame_bytes", np.int64),  # what one took, with its header, in the tile before
     ],
     align=True,
 )
@@ -48,9 +50,11 @@ def move(context, row, target):
 @njit
 def refill(context, row):
     """Read a piece; whether there was one, room for it, and the stretch still lasts."""
-    if row.end + PIECE_bytes > min(context.buf_bytes, WINDOW_bytes) or context.read_bytes >= STRETCH_bytes:
+    missing = (context.wanted - row.count) * context.frame_bytes - (row.end - row.pos)
+    piece = max(1, min(-(-missing // PAGE_bytes), PIECE_bytes // PAGE_bytes)) * PAGE_bytes
+    if row.end + piece > min(context.buf_bytes, WINDOW_bytes) or context.read_bytes >= STRETCH_bytes:
         return False
-    got = max(0, read(context.fd, context.buf + row.end, PIECE_bytes))
+    got = max(0, read(context.fd, context.buf + row.end, piece))
     context.read_bytes += got
     row.end += got
     return got > 0
@@ -74,8 +78,8 @@ def begin(context, batch, row):
         context.frames, target = b.window, b.window + b.rows * FRAME_BYTES
     if row.pos or target != context.buf:
         move(context, row, target)
-    row.count = 0
-    frames = array_at(context.frames, min(b.count, context.room), FRAME)
+    row.count, context.wanted = 0, min(b.count, context.room)
+    frames = array_at(context.frames, context.wanted, FRAME)
     return array_at(context.buf, context.buf_bytes, np.uint8), frames
 
 
@@ -85,6 +89,8 @@ def finish(context, batch, row):
     b = batch_at(batch)
     b.buf, b.buf_bytes, b.count = context.buf, context.buf_bytes, row.count
     b.frames = context.frames - b.first * FRAME_BYTES  # as if all tiles were of one long block
+    if row.count:
+        context.frame_bytes = row.pos // row.count + 1
     return DONE if row.count else SPENT
 
 
@@ -95,7 +101,7 @@ class Reading:
         self.feed, self.state, self.frames = feed, state, rows(FRAME, room)
         self.context = rows(READING, 1)
         context = self.context[0]
-        context.room = room
+        context.room, context.frame_bytes = room, PIECE_bytes // room + 1
         context.fd, context.frames, context.walk = feed.fd, self.frames.ctypes.data, state.ctypes.data
         self.stretch = Stretch(Stage("reading", stage_address(function), self.context, None), len(feed.buf))
 

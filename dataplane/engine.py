@@ -255,7 +255,8 @@ class Engine:
             for runners, share in zip(self.runners, live, strict=True):
                 for waiting, runner, (slots, born) in zip(self.pending, runners, share, strict=True):
                     first, last = np.searchsorted(born, (low, high))
-                    waiting.append(runner.end(slots[first:last], clock))
+                    if first < last:
+                        waiting.append(runner.end(slots[first:last], clock))
             self.deliver()
         for runners, slots in zip(zip(*self.runners, strict=True), zip(*live, strict=True), strict=True):
             self.ended[runners[0].detector.name] = sum(len(found) for found, _ in slots)
@@ -305,7 +306,7 @@ def delivery_order(parts):
     order = np.argsort(keys[-1], kind="stable")  # fast, for each detector's events are nearly in order
     ordered = keys[-1][order]
     if (ordered[1:] == ordered[:-1]).any():
-        order = np.lexsort(keys)
+        order = np.lexsort([key for key in keys if (key != key[0]).any()] or keys[:1])
     return np.stack((part[order], row[order]), axis=1)
 
 

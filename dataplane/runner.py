@@ -12,12 +12,13 @@ import numpy as np
 from dataplane.chain import Stage
 from dataplane.flowtable import new_tables, table_bytes
 from dataplane.kernels import Kernel, stage_address
-from dataplane.records import rows, zeros
+from dataplane.records import NEVER, rows, zeros
 
 GROUP_PACKETS = 16  # the states of a group are asked for while those of the group before are stepped
 ROOM_EVENTS = 2 * GROUP_PACKETS  # a packet makes at most two: one of its own, one of the state it drives out
 BUFFER_EVENTS = 16384  # handed over when full, at the latest
 FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS
+DENSE = 8  # packets a state, at most
 
 TURN = np.dtype(
     [
@@ -125,7 +126,7 @@ class Runner:
         if turn.workers > 1:
             slots = slots[((slots >> 6) * int(turn.workers) >> shift) == turn.worker]
         born = self.table.states["born"][slots]
-        return in_order(slots, born, len(self.table.keys))
+        return in_order(slots, born)
 
     def end(self, slots, clock):
         """Tick the states in `slots` (at most FINISH_STATES) for the last time; bytes of the events made."""
@@ -133,14 +134,18 @@ class Runner:
         return self.take()
 
 
-def in_order(slots, born, bound):
-    """The same, `slots` all below `bound`, by `born`. Sorted as one word where both fit: four times as fast."""
-    bits, first = int(bound).bit_length(), int(born.min(initial=0))
-    if int(born.max(initial=0)) - first >= 1 << 63 - bits:
+def in_order(slots, born):
+    """The same by `born`, each number of which comes once. Where these lie dense they are put in place, not sorted: in
+    half the time.
+    """
+    first, span = int(born.min(initial=NEVER)), int(np.ptp(born)) + 1 if len(born) else 0
+    if span > DENSE * len(born):
         order = np.argsort(born)
         return slots[order], born[order]
-    packed = np.sort((born - first) << bits | slots)
-    return packed & (1 << bits) - 1, (packed >> bits) + first
+    place = np.zeros(span, np.uint32)
+    place[born - first] = slots + 1
+    found = np.flatnonzero(place)
+    return place[found].astype(np.int64) - 1, found + first
 
 
 def make_runners(detector, params, capacity, workers, rows_max):

@@ -4,17 +4,20 @@ Exit 0 also if a contender is missing; 1 if one failed.
 """
 
 import argparse
+import functools
 import os
 import shlex
 import sys
 from pathlib import Path
 
 from bench import ours, peers, report, traffic
+from bench.limits import Limits
 from bench.peers import Missing
 
 FAST = [name for name, peer in peers.PEERS.items() if peer.most_packets == peers.ALL]
 FULL, SNAP = traffic.FULL_BYTES, traffic.SNAP_BYTES
 PACKETS, MANY_PACKETS, QUICK_PACKETS = 4_000_000, 20_000_000, 20_000
+SCALING_ROUNDS = 7
 MATRIX = [  # flows, order, snap; the first is the headline, on which the slow peers run too
     (10_000, "mixed", SNAP),
     *[(flows, order, SNAP) for order in ("mixed", "trains") for flows in (1_000, 100_000, 1_000_000)],
@@ -127,13 +130,28 @@ def measure(results, case, names, args):
 
 
 def kernels(results, path, capacity):
-    """Decode alone, each detector alone, all of them, two workers: packets per second."""
+    """Decode alone, each detector alone, all of them: packets per second."""
     sets = {"decode": (), **{name: (name,) for name in ours.DETECTORS}, "all": ours.DETECTORS}
     rates = {}
     for name, chosen in sets.items():
         rates[name] = attempt(results, "qoetap kernel", lambda c=chosen: ours.kernel(path, c, 1, capacity))
-    rates["all, 2 workers"] = attempt(results, "qoetap kernel", lambda: ours.kernel(path, ours.DETECTORS, 2, capacity))
     return {name: rate for name, rate in rates.items() if rate}
+
+
+def scaling(results, case, rounds):
+    """Rounds of: what the machine gives, and packets per second of one worker, of two, of one with many more flows."""
+    many = case._replace(flows=case.flows * 100)
+    for each in (case, many):
+        warm(traffic.make(each))
+    limits = Limits()
+    runs = {"one": (case, 1), "two": (case, 2), "many": (many, 1)}
+    return [limits.now() | {name: kernel_rate(results, *run) for name, run in runs.items()} for _ in range(rounds)]
+
+
+def kernel_rate(results, case, workers):
+    path = traffic.make(case)
+    call = functools.partial(ours.kernel, path, workers=workers, capacity=capacity_for(case))
+    return attempt(results, "qoetap kernel", call)
 
 
 def flood(results):
@@ -179,6 +197,7 @@ def main():
             measure(results, case, [n for n in names if n in results["versions"]], args)
         first = cases(args)[0][0]
         results["kernels"] = kernels(results, traffic.make(first), capacity_for(first))
+        results["scaling"] = scaling(results, first, 1 if args.quick else SCALING_ROUNDS)
         tiny = traffic.make(traffic.Traffic(10, 10))
         results["start"] = attempt(results, "qoetap start", lambda: ours.start_up(tiny, args.rounds))
     report.write(results, args.out)

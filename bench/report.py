@@ -12,6 +12,10 @@ HOW = """Medians of {rounds} rounds; in each, qoetap and the peer run one after 
 "counted" is what the contender says it processed. The last two columns say how many times faster qoetap was:
 its whole command (start included), and its kernels (compiled, second pass), against the peer's loop."""
 
+SCALING = """Each round: two loops of arithmetic at once against one (what this machine's two cores are worth just then:
+2 where each is a core of its own, about 1.3 where both are threads of one), then two workers, and a hundred times as
+many flows, both against one worker on the first case."""
+
 
 def machine():
     """CPU, cores, memory and kernel of this machine."""
@@ -76,6 +80,23 @@ def case_table(case):
     return lines
 
 
+def scaling_table(rounds):
+    """Markdown table of what __main__.scaling found, ratios to the one worker of the same round."""
+    head = "| | 2 arithmetic loops | 2 workers | 100 x flows | one worker, Mpps | random load, ns |"
+    lines = ["", "## More workers, more flows", "", SCALING, "", head, "|---|---|---|---|---|---|"]
+    rows = [scaling_row(r) for r in rounds if all(r.values())]
+    for i, row in enumerate(rows, 1):
+        lines.append(f"| {i} | " + " | ".join(f"{x:.2f}" for x in row) + " |")
+    if rows:
+        middle = [median(column) for column in zip(*rows, strict=True)]
+        lines.append("| **median** | " + " | ".join(f"{x:.2f}" for x in middle) + " |")
+    return lines
+
+
+def scaling_row(r):
+    return r["two_cores"], r["two"] / r["one"], r["many"] / r["one"], r["one"] / 1e6, r["load_ns"]
+
+
 def markdown(results):
     """The whole report as Markdown text."""
     m = results["machine"]
@@ -87,6 +108,8 @@ def markdown(results):
     for case in results["cases"]:
         lines += ["", f"## {case['title']}", "", f"{case['bytes'] / 1e6:.0f} MB.", ""]
         lines += case_table(case)
+    if results.get("scaling"):
+        lines += scaling_table(results["scaling"])
     for title in ("kernels", "start", "flood"):
         if results.get(title):
             lines += ["", f"## {title}", "", "```json", json.dumps(results[title], indent=1), "```"]

@@ -98,6 +98,8 @@ def ask_states(at, slots, keys, likely, first, last):
             fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
         else:
             fetch(at, slot, WHOLE_BYTES, True)
+            prefetch(at.passed, slot >> 3, 8, 0)
+            prefetch(at.crowd, slot >> 6, 8, 0)
 
 
 @njit(forceinline=True)

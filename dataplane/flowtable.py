@@ -1,8 +1,12 @@
 """Key to slot: a set-associative table with deadlines. Knows no detector and no packet but its addresses.
 
-A key belongs to one block of 64 slots and never leaves it, so a block's history does not depend on how blocks are
-shared out among workers: any number of them finds, expires and gives up the same states. A block nearly full is in
-emergency: each new state then drives out the one of its neighbours whose deadline is nearest.
+A key belongs to one of 64 sections, whose history does not depend on how sections are shared out among workers: any
+number of them finds, expires and gives up the same states. A section begins as one block of 64 slots. When a block is
+nearly full, as many as there are are added and half of the states move there, as in extendible hashing (Fagin and
+others, "Extendible hashing: a fast access method for dynamic files"). The first blocks of all sections lie in front,
+the second ones behind them: so few states lie close together, for spread over the whole table each would be on a page
+of its own, and to find the page takes longer than all else. When all of a section is in use, a block nearly full is in
+emergency: each new state drives out the one of its neighbours whose deadline is nearest.
 
 The eight keys of a cache line are compared at once. A key is in its home line or, where that was full, in the next one
 of its block with room; each line counts the keys that went past it, so a search ends at the first that none has passed
@@ -17,11 +21,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.memory import load64, lowest_bit, matches, memory, put, store64, word
+from dataplane.memory import load64, lowest_bit, matches, memory, prefetch, put, store64, word
 from dataplane.records import ENDS, LINE_BYTES, rows, zeros
 
 BLOCK_SLOTS = 64
-EMERGENCY_SLOTS = 56  # a block with as many live states is in emergency
+SECTION_BITS = 6  # of a key, its highest: the number of its section; fewer in a small table
+EMERGENCY_SLOTS = 56  # a block with as many live states is nearly full
+NEAR_BYTES = 8 << 20  # of states; beyond, keeping them together gains less than moving them costs
 LINE_SLOTS = 8  # keys in a cache line
 NEIGHBOURS = 8  # states looked at for one to give up
 BORN_WORD, DUE_WORD = 0, 1  # positions in a state row, in words
@@ -40,7 +46,7 @@ EMPTY = np.uint64(0)  # the key of a free slot
 CONTROL = np.dtype(
     [
         ("slots", np.int64),
-        ("blocks_shift", np.int64),  # log2 of the number of blocks
+        ("sections_shift", np.int64),  # log2 of the number of sections
         ("wheel", np.int64),  # number of the HEAD row of the wheel's first list
         ("started", np.int64),  # 0 until the first packet has set the two below
         ("now", np.int64),  # tick to which the wheel is turning
@@ -64,6 +70,7 @@ class Table(NamedTuple):
     links: np.ndarray  # the same as uint64
     crowd: np.ndarray  # uint64, live states of each block
     passed: np.ndarray  # uint64, keys that went past each line
+    used: np.ndarray  # uint64, slots of each section that are in use so far
     control: np.ndarray
 
 
@@ -76,6 +83,8 @@ class Places(NamedTuple):
     links: object
     crowd: object
     passed: object
+    used: object
+    sections_shift: object  # a number
 
 
 def slots_for(capacity):
@@ -86,6 +95,11 @@ def slots_for(capacity):
     return slots
 
 
+def sections_of(slots):
+    """Sections of a table."""
+    return min(1 << SECTION_BITS, slots // BLOCK_SLOTS)
+
+
 def table_bytes(capacity, state):
     """Memory of a table for one worker, all of it in use."""
     slots = slots_for(capacity)
@@ -94,13 +108,14 @@ def table_bytes(capacity, state):
         + (slots + WHEEL_TICKS) * HEAD_BYTES
         + slots // BLOCK_SLOTS * 8
         + slots // LINE_SLOTS * 8
+        + sections_of(slots) * 8
     )
 
 
 def new_tables(capacity, state, workers=1):
     """An empty table for `capacity` states of dtype `state` (a detectors.base.state_row), as each worker sees it.
 
-    The slots are shared, a block belongs to one worker; each has a wheel and a control row of its own.
+    The slots are shared, a section belongs to one worker; each has a wheel and a control row of its own.
     """
     slots = slots_for(capacity)
     states = rows(state, slots)
@@ -110,39 +125,56 @@ def new_tables(capacity, state, workers=1):
         links[slots * HEAD_WORDS + link :: HEAD_WORDS] = np.arange(slots, len(heads))  # nothing is listed
     shared = (keys, states, np.asarray(states).view(np.uint64), ends, links)
     counts = (zeros(8 * (slots // part)).view(np.uint64) for part in (BLOCK_SLOTS, LINE_SLOTS))
-    shared = (*shared, *counts)
+    used = zeros(8 * sections_of(slots)).view(np.uint64)
+    used[:] = BLOCK_SLOTS
+    shared = (*shared, *counts, used)
     return [Table(*shared, _control(slots, slots + i * WHEEL_TICKS)) for i in range(workers)]
 
 
 def _control(slots, wheel):
     control = rows(CONTROL, 1)
     control[0].slots, control[0].wheel = slots, wheel
-    control[0].blocks_shift = (slots // BLOCK_SLOTS).bit_length() - 1
+    control[0].sections_shift = sections_of(slots).bit_length() - 1
     return control
 
 
 @njit(forceinline=True)
 def places(table):
+    control, keys, words = table.control[0], memory(table.keys), memory(table.words)
     ends, links, crowd, passed = memory(table.ends), memory(table.links), memory(table.crowd), memory(table.passed)
-    return Places(memory(table.keys), memory(table.words), ends, links, crowd, passed)
+    return Places(keys, words, ends, links, crowd, passed, memory(table.used), control.sections_shift)
 
 
 @njit(forceinline=True)
-def home_in(slots, key):
-    """In a table of `slots`: where the line begins in which the search for a key does; its block is slot // 64."""
-    return np.int64(key >> np.uint64(20)) & (slots - LINE_SLOTS)
+def section_of(at, key):
+    """The number of the key's section."""
+    return np.int64(key >> np.uint64(64 - SECTION_BITS)) >> SECTION_BITS - at.sections_shift
 
 
 @njit(forceinline=True)
-def home_of(control, key):
-    """The same in the table with that control row."""
-    return home_in(control.slots, key)
+def index_of(key):
+    """The number whose low bits say where in its section a key is."""
+    return np.int64(key >> np.uint64(20))
 
 
 @njit(forceinline=True)
-def worker_of(control, key, workers):
-    """Which of `workers` owns the key's block: contiguous shares of equal size."""
-    return ((home_of(control, key) >> 6) * workers) >> control.blocks_shift
+def home_of(at, key):
+    """Where the line begins in which the search for a key does; its block is slot // 64."""
+    section = section_of(at, key)
+    index = index_of(key) & (np.int64(word(at.used, section)) - LINE_SLOTS)
+    return block_at(at, section, index >> 6) | index & (BLOCK_SLOTS - 1)
+
+
+@njit(forceinline=True)
+def block_at(at, section, number):
+    """The first slot of a section's block."""
+    return (number << at.sections_shift | section) << 6
+
+
+@njit(forceinline=True)
+def worker_of(at, key, workers):
+    """Which of `workers` owns the key's section: contiguous shares of equal size."""
+    return section_of(at, key) * workers >> at.sections_shift
 
 
 @njit(forceinline=True)
@@ -162,9 +194,9 @@ def guess(at, home, key):
 
 
 @njit
-def find(at, control, key):
+def find(at, key):
     """The key's slot, -1 where it is not there."""
-    line = home_of(control, key)
+    line = home_of(at, key)
     for _ in range(BLOCK_SLOTS // LINE_SLOTS):
         there = matches(at.keys, line, key)
         if there:
@@ -176,12 +208,9 @@ def find(at, control, key):
 
 
 @njit
-def take(at, control, key, words):
-    """Put a new key into a block that is not full, with a zeroed state of `words` words; its slot.
-
-    The state's deadline is the caller's to set and enlist.
-    """
-    line = home_of(control, key)
+def enter(at, key):
+    """Put a new key into its block, which is not full; its slot."""
+    line = home_of(at, key)
     free = matches(at.keys, line, EMPTY)
     while not free:
         put(at.passed, line >> 3, word(at.passed, line >> 3) + np.uint64(1))
@@ -189,9 +218,27 @@ def take(at, control, key, words):
         free = matches(at.keys, line, EMPTY)
     slot = line + lowest_bit(free)
     put(at.keys, slot, key)
+    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) + np.uint64(1))
+    return slot
+
+
+@njit(forceinline=True)
+def leave(at, slot):
+    """Take the key out of a slot."""
+    line = slot & ~(BLOCK_SLOTS - 1) | index_of(word(at.keys, slot)) & (BLOCK_SLOTS - LINE_SLOTS)
+    while line != slot & ~(LINE_SLOTS - 1):
+        put(at.passed, line >> 3, word(at.passed, line >> 3) - np.uint64(1))
+        line = next_line(line)
+    put(at.keys, slot, EMPTY)
+    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) - np.uint64(1))
+
+
+@njit
+def take(at, control, key, words):
+    """Enter a new key, with a zeroed state of `words` words; its slot. Its deadline is the caller's to set and list."""
+    slot = enter(at, key)
     for i in range(words):
         put(at.words, slot * words + i, np.uint64(0))
-    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) + np.uint64(1))
     control.live += 1
     control.created += 1
     return slot
@@ -200,25 +247,59 @@ def take(at, control, key, words):
 @njit(forceinline=True)
 def give_back(at, control, slot):
     """Free a slot."""
-    line = home_of(control, word(at.keys, slot))
-    while line != slot & ~(LINE_SLOTS - 1):
-        put(at.passed, line >> 3, word(at.passed, line >> 3) - np.uint64(1))
-        line = next_line(line)
-    put(at.keys, slot, EMPTY)
-    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) - np.uint64(1))
+    leave(at, slot)
     control.live -= 1
 
 
 @njit(forceinline=True)
-def crowded(at, control, key):
-    """Whether the block to which `key` belongs is in emergency."""
-    return word(at.crowd, home_of(control, key) >> 6) >= np.uint64(EMERGENCY_SLOTS)
+def crowded(at, key):
+    """Whether the block to which `key` belongs is nearly full."""
+    return word(at.crowd, home_of(at, key) >> 6) >= np.uint64(EMERGENCY_SLOTS)
 
 
 @njit
-def victim(at, control, key, words):
+def grow(at, control, key, words):
+    """Use twice as much of the key's section, all its states being listed, or all that is left where that is no longer
+    near; False if all is in use."""
+    section = section_of(at, key)
+    used, size = np.int64(word(at.used, section)), control.slots >> at.sections_shift
+    if used == size:
+        return False
+    more = 2 * used if 2 * used * words * 8 << at.sections_shift <= NEAR_BYTES else size
+    put(at.used, section, np.uint64(more))
+    for number in range(used >> 6):
+        split(at, block_at(at, section, number), more - used, words)
+    return True
+
+
+@njit
+def split(at, first, bits, words):
+    """Move those states of a block out of it that are elsewhere now that more `bits` of their keys count."""
+    for slot in range(first, first + BLOCK_SLOTS):
+        prefetch(at.links, link(at, slot, AFTER), HEAD_BYTES, 0)
+        prefetch(at.links, link(at, slot, BEFORE), HEAD_BYTES, 0)
+    for slot in range(first, first + BLOCK_SLOTS):
+        key = word(at.keys, slot)
+        if key != EMPTY and index_of(key) & bits:
+            leave(at, slot)
+            move(at, slot, enter(at, key), words)
+
+
+@njit
+def move(at, slot, target, words):
+    """Bring what is in a slot, but its key, to another one."""
+    for i in range(words):
+        put(at.words, target * words + i, word(at.words, slot * words + i))
+    for i in range(HEAD_WORDS):
+        put(at.links, target * HEAD_WORDS + i, word(at.links, slot * HEAD_WORDS + i))
+    set_link(at, link(at, slot, AFTER), BEFORE, target)
+    set_link(at, link(at, slot, BEFORE), AFTER, target)
+
+
+@njit
+def victim(at, key, words):
     """Among the next live neighbours of the key's home, the slot whose deadline is nearest; `words` as in take."""
-    home = home_of(control, key)
+    home = home_of(at, key)
     base, best, best_due, seen = home & ~(BLOCK_SLOTS - 1), home, np.int64(0), 0
     for i in range(BLOCK_SLOTS):
         slot = base | ((home + i) & (BLOCK_SLOTS - 1))

@@ -27,8 +27,9 @@ from dataplane.flowtable import (
     enlist,
     find,
     give_back,
+    grow,
     guess,
-    home_in,
+    home_of,
     link,
     nearer,
     places,
@@ -82,17 +83,19 @@ def fetch(at, slot, size, linked):
 
 
 @njit
-def ask_keys(at, slots, keys, first, last):
-    """Ask for the lines of keys that the packets from `first` to `last` will be looked for in."""
+def ask_keys(at, keys, likely, first, last):
+    """Ask for the lines of keys that the packets from `first` to `last` will be looked for in, and note these."""
     for i in range(np.uint64(first), np.uint64(last)):
-        prefetch(at.keys, home_in(slots, keys[i]), 8, 0)
+        home = home_of(at, keys[i])
+        likely[i] = home
+        prefetch(at.keys, home, 8, 0)
 
 
 @njit
-def ask_states(at, slots, keys, likely, first, last):
-    """Ask for what their keys lead to, and note their likely slots."""
+def ask_states(at, keys, likely, first, last):
+    """Ask for what their keys lead to, and note their likely slots instead."""
     for i in range(np.uint64(first), np.uint64(last)):
-        slot, there = guess(at, home_in(slots, keys[i]), keys[i])
+        slot, there = guess(at, np.int64(likely[i]) & ~(LINE_SLOTS - 1), keys[i])
         likely[i] = slot
         if there:
             fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
@@ -124,7 +127,7 @@ def begin(event, ts, order, seq, cause, by_packet):
 def make_room(table, at, pkt, k, events, text, params, turn):
     """Emergency: the neighbour with the nearest deadline gives up its slot."""
     control = table.control[0]
-    slot = victim(at, control, k, STATE_WORDS)
+    slot = victim(at, k, STATE_WORDS)
     state, event = table.states[slot], events[turn.made]
     begin(event, pkt.ts, pkt.clock, state.born, pkt.seq, 1)
     code = tick(state, pkt.clock, EMERGENCY, event, params)
@@ -213,7 +216,7 @@ def settle(at, control, state, slot, clock, fresh):
 
 
 @njit
-def gather(packets, index, count, chosen, keys, control, params, turn):
+def gather(packets, index, count, chosen, keys, at, params, turn):
     """Write the row numbers of this worker's packets in `index` to `chosen` and their keys to `keys`; how many."""
     n, workers, worker = np.uint64(0), turn.workers, turn.worker
     for i in range(np.uint64(count)):
@@ -221,7 +224,7 @@ def gather(packets, index, count, chosen, keys, control, params, turn):
         pkt = packets[row]
         k = np.uint64(0) if KIND == IP and pkt.hash == np.uint64(0) else key(pkt, params)
         chosen[n], keys[n] = row, k  # written always, counted if so: no branch to guess
-        mine = workers == 1 or worker_of(control, k, workers) == worker
+        mine = workers == 1 or worker_of(at, k, workers) == worker
         n += np.uint64((k != np.uint64(0)) & mine)
     return np.int64(n)
 
@@ -232,16 +235,16 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
     AGAIN when `events` is full: take them and call again.
     """
     turn, control, p, (chosen, keys, likely) = turns[0], table.control[0], params[0], scratch
-    at, mem, text, slots = places(table), memory(buf), memory(event_bytes), table.control[0].slots
+    at, mem, text = places(table), memory(buf), memory(event_bytes)
     if turn.position == 0:
-        turn.chosen = gather(packets, index, count, chosen, keys, control, p, turn)
-        ask_keys(at, slots, keys, 0, min(2 * GROUP_PACKETS, turn.chosen))
+        turn.chosen = gather(packets, index, count, chosen, keys, at, p, turn)
+        ask_keys(at, keys, likely, 0, min(2 * GROUP_PACKETS, turn.chosen))
     first, n = turn.position, turn.chosen
-    ask_states(at, slots, keys, likely, first, min(first + GROUP_PACKETS, n))
+    ask_states(at, keys, likely, first, min(first + GROUP_PACKETS, n))
     while first < n:
         last = min(first + GROUP_PACKETS, n)
-        ask_keys(at, slots, keys, min(last + GROUP_PACKETS, n), min(last + 2 * GROUP_PACKETS, n))
-        ask_states(at, slots, keys, likely, last, min(last + GROUP_PACKETS, n))
+        ask_keys(at, keys, likely, min(last + GROUP_PACKETS, n), min(last + 2 * GROUP_PACKETS, n))
+        ask_states(at, keys, likely, last, min(last + GROUP_PACKETS, n))
         if turn.made >= turn.room:
             turn.position = first
             return AGAIN
@@ -253,10 +256,12 @@ def run(buf, packets, index, count, clock, table, scratch, events, event_bytes, 
                     return AGAIN
             slot = np.int64(likely[i])
             if word(at.keys, slot) != k:
-                slot = find(at, control, k)
+                slot = find(at, k)
             fresh = slot < 0
             if fresh:
-                if crowded(at, control, k):
+                while crowded(at, k) and grow(at, control, k, STATE_WORDS):
+                    pass
+                if crowded(at, k):
                     make_room(table, at, pkt, k, events, text, p, turn)
                 slot = admit(at, control, mem, pkt, k)
             state, event = table.states[np.uint64(slot)], events[np.uint64(turn.made)]
@@ -291,6 +296,7 @@ def stage(context, batch):
         array_at(c.links, heads * HEAD_WORDS, np.uint64),
         array_at(c.crowd, c.slots // BLOCK_SLOTS, np.uint64),
         array_at(c.passed, c.slots // LINE_SLOTS, np.uint64),
+        array_at(c.used, c.sections, np.uint64),
         array_at(c.control, 1, CONTROL),
     )
     scratch = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dataplane.chain import Stage
-from dataplane.flowtable import new_tables, table_bytes
+from dataplane.flowtable import BLOCK_SLOTS, new_tables, table_bytes
 from dataplane.kernels import Kernel, stage_address
 from dataplane.records import NEVER, rows, zeros
 
@@ -36,7 +36,7 @@ CONTEXT = np.dtype(  # of a detector's stage: addresses of a runner's arrays, an
     [
         (name, np.int64)
         for name in (
-            *("keys", "states", "links", "crowd", "passed", "control", "slots", "workers"),
+            *("keys", "states", "links", "crowd", "passed", "used", "control", "slots", "sections", "workers"),
             *("chosen", "chosen_keys", "chosen_slots", "events", "room", "params", "turns"),
         )
     ],
@@ -86,13 +86,14 @@ class Runner:
     def _context(self):
         context = rows(CONTEXT, 1)
         row, table = context[0], self.table
-        for name in ("keys", "states", "links", "crowd", "passed", "control"):
+        for name in ("keys", "states", "links", "crowd", "passed", "used", "control"):
             row[name] = getattr(table, name).ctypes.data
         for name, array in zip(("chosen", "chosen_keys", "chosen_slots"), self.scratch, strict=True):
             row[name] = array.ctypes.data
         for name in ("events", "params", "turns"):
             row[name] = getattr(self, name).ctypes.data
-        row.slots, row.workers, row.room = len(table.keys), self.turns[0].workers, BUFFER_EVENTS
+        row.slots, row.sections = len(table.keys), len(table.used)
+        row.workers, row.room = self.turns[0].workers, BUFFER_EVENTS
         return context
 
     def stage(self):
@@ -122,9 +123,9 @@ class Runner:
     def live(self):
         """Slots of this worker's live states and the seq of the packet that made each, oldest first."""
         slots = np.flatnonzero(self.table.keys)
-        shift, turn = int(self.table.control[0].blocks_shift), self.turns[0]
+        sections, turn = len(self.table.used), self.turns[0]
         if turn.workers > 1:
-            slots = slots[((slots >> 6) * int(turn.workers) >> shift) == turn.worker]
+            slots = slots[slots // BLOCK_SLOTS % sections * int(turn.workers) // sections == turn.worker]
         born = self.table.states["born"][slots]
         return in_order(slots, born)
 

@@ -373,7 +373,7 @@ def test_find_against_a_dict(seed):
     there, homes = {}, rng.choice((1, 5, 128))
     for _ in range(1200):
         k = key_of(rng.randrange(90), homes)
-        slot = int(find(at, control, k))
+        slot = int(find(at, k))
         assert slot == there[k] if k in there else slot < 0
         if k in there:
             if rng.random() < 0.6:
@@ -391,7 +391,7 @@ def test_find_against_a_dict(seed):
 
 
 def block_of(k):
-    return (int(k) >> 26) & 1
+    return int(k) >> 63
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_memory_is_as_announced():
         runners = make_runners(DETECTOR, params_rows(DETECTOR), 1000, workers, 64)
         table = runners[0].table
         # `words` and `ends` are the same memory
-        counted = table.keys, table.states, table.links, table.crowd, table.passed
+        counted = table.keys, table.states, table.links, table.crowd, table.passed, table.used
         held = sum(array.nbytes for array in counted)
         held += sum(runner.events.nbytes for runner in runners)
         announced = runner_bytes(DETECTOR, 1000, workers)

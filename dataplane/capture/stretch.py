@@ -1,9 +1,9 @@
 """Reading in compiled code: a stage that comes before decoding in the same chain. It reads a file in pieces and finds
 the frames of a tile in them, so bytes and rows stay in the second-level cache until all detectors have seen them.
 
-Pieces are read until a tile is full, or WINDOW_bytes are before us, the last one as large as the tile is likely to need;
-what is left is moved to the front of the feed's buffer, or of the window that the batch names, before the next tile. Whatever is not just more of the same (the end,
-damage) ends the stretch: source.py answers what the walk then says.
+Pieces are read until a tile is full, or WINDOW_bytes are before us, the last one as large as the tile is likely to
+need; what is left is moved to the front of the feed's buffer, or of the window that the batch names, before the next
+tile. Whatever is not just more of the same (the end, damage) ends the stretch: source.py answers what the walk says.
 """
 
 import ctypes

@@ -256,7 +256,8 @@ def validate(layers, detectors):
 
 def _without_empty(values):
     """Without sections that are just a heading (null in YAML)."""
-    values = {key: value for key, value in values.items() if value is not None or key not in ("detectors", "live", "inline")}
+    sections = ("detectors", "live", "inline")
+    values = {key: value for key, value in values.items() if value is not None or key not in sections}
     inner = values.get("detectors")
     if isinstance(inner, dict):
         values = {**values, "detectors": {key: {} if value is None else value for key, value in inner.items()}}
@@ -315,12 +316,12 @@ def load(layers, detectors):
     for name, detector in chosen(settings, detectors).items():
         build_params(detector, getattr(settings.detectors, name))
     check_filter(settings, layers)
-    check_inline(settings, layers, [kind.name for d in detectors.values() for kind in d.events])
+    check_inline(settings, layers, [kind.name for d in chosen(settings, detectors).values() for kind in d.events])
     return settings
 
 
 def check_inline(settings, layers, events):
-    """ConfigError if classes or rules of the section `inline` do not fit together; `events`: names of all there are."""
+    """ConfigError if classes or rules of `inline` do not fit together; `events`: names of those that may come."""
     try:
         classes.check(settings.inline, events)
     except ValueError as error:

@@ -1,8 +1,9 @@
 """Classes that an earlier class covers wholly: they would never match, so they are errors.
 
-A match is a product of sets, one for each header field, and of one product for each IP version, because no packet
-has addresses of both, and one for what is no IP. A product lies in another one if each set does. Sets are ranges; first their hulls are compared,
-of one class against all earlier ones at a time, and for those that are left every range.
+A match is a product of sets, one for each header field; more exactly one product for each IP version, because no
+packet has addresses of both, and one for what is no IP. A product lies in another one if each set does. Sets are
+ranges; first their hulls are compared, of one class against all earlier ones at a time, and for those that are left
+every range.
 """
 
 from bisect import bisect_right
@@ -33,7 +34,7 @@ def lies_in(inner, outer):
 
 
 def addresses(networks, version):
-    """Ranges of those of the IP version; of all addresses where networks is None. Version 0: what could not be decoded."""
+    """Ranges of those of the IP version, of all where networks is None. Version 0: what could not be decoded."""
     if networks is None:
         return ((0, 2 ** (32 if version == 4 else 128) - 1),)
     own = [n for n in networks if n.version == version]

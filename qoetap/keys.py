@@ -1,4 +1,4 @@
-"""What sections of the configuration are made of: kinds of values, the error that names a key, the nearest known key."""
+"""What sections of the configuration are made of: kinds of values, their error, the nearest known key."""
 
 import difflib
 from typing import Annotated
@@ -13,6 +13,7 @@ from qoetap.sizes import parse_size
 Duration = Annotated[int, BeforeValidator(parse_duration)]  # ns
 Size = Annotated[int, BeforeValidator(parse_size)]  # bytes
 Rate = Annotated[int, BeforeValidator(parse_rate)]  # bit/s
+NAMES_TOLD = 10  # in a sentence
 
 
 class ConfigError(Exit):
@@ -40,5 +41,9 @@ def nearest(key, known):
 
 def nearest_name(name, known):
     """The same about a name, which may have dots itself."""
+    known = list(known)
     near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f", did you mean {near[0]}?" if near else f"; there are {', '.join(known)}" if known else "; there are none"
+    if near or not known:
+        return f", did you mean {near[0]}?" if near else "; there are none"
+    more = f" and {len(known) - NAMES_TOLD} more" if len(known) > NAMES_TOLD else ""
+    return f"; there are {', '.join(known[:NAMES_TOLD])}{more}"

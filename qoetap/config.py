@@ -270,26 +270,30 @@ def sentence(problem, layers, model):
     known = known_keys(model)
     key = max((k for k in known if ".".join(steps).startswith(k)), key=len, default="")
     layer = next((layer for layer in reversed(layers) if _holds(layer.values, steps)), Layer("configuration", {}))
-    item = _item(layer.values, problem["loc"])
+    within, item = _item(layer.values, problem["loc"])
+    place = f"{layer.origin}: {item}"
     if problem["type"] == "extra_forbidden":
-        return f"{layer.origin}: {item}unknown key {'.'.join(steps)}{nearest('.'.join(steps), known)}"
+        return f"{place}unknown key {'.'.join(steps)}{nearest('.'.join(steps), known)}"
+    told = (key or ".".join(steps)).removeprefix(within).removeprefix(".")
     if problem["type"] == "missing":
-        return f"{layer.origin}: {item}{'.'.join(steps)} is missing"
+        return f"{place}{told} is missing"
     text = SHAPES.get(problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
+    place += f"{told}: " if told else ""
     if isinstance(problem["input"], BaseModel):  # what is wrong lies between its keys
-        return f"{layer.origin}: {item}{key}: {text}"
-    return f"{layer.origin}: {item}{key or '.'.join(steps)}: {text}, not {_as_told(key, problem['input'])}"
+        return f"{place}{text}"
+    return f"{place}{text}, not {_as_told(key, problem['input'])}"
 
 
 def _item(values, loc):
-    """Which item of a list of sections `loc` lies in, for the beginning of a sentence."""
-    for at, step in enumerate(loc[:-1]):
+    """The list that `loc` lies in, dotted, and how a sentence about its item begins; both may be empty."""
+    for at, step in enumerate(loc):
         if isinstance(step, int):
             found = values[step] if isinstance(values, list) else None
             name = found.get("name") if isinstance(found, dict) else None
-            return f"{name if isinstance(name, str) else f'number {step + 1}'} of {'.'.join(map(str, loc[:at]))}: "
+            place = ".".join(map(str, loc[:at]))
+            return place, f"{place}: {name if isinstance(name, str) else f'number {step + 1}'}: "
         values = values.get(step) if isinstance(values, dict) else None
-    return ""
+    return "", ""
 
 
 def _as_told(key, value):

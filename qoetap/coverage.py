@@ -46,20 +46,20 @@ def numbers(values, most):
     return ((NONE, most),) if values is None else merged((v, v) for v in values)
 
 
-def ports(values):
-    """The same of ports, which ICMP and later fragments do not have."""
-    return ((NONE, PORT_MAX),) if values is None else merged(values)
+def ports(values, other):
+    """The same of ports, which ICMP and later fragments do not have: but what has one has the other."""
+    return ((0 if other else NONE, PORT_MAX),) if values is None else merged(values)
 
 
 def sets_of(match, places):
     """Ranges of each field of a match; `places`: number of each interface by name."""
-    found = []
+    found, decoded = [], any(getattr(match, key) for key in ("proto", "dscp", "sport", "dport"))
     for version in (0, 4, 6):
         ends = [addresses(match.src, version), addresses(match.dst, version)]
-        found += ends if all(ends) else [NOTHING, NOTHING]
+        found += ends if all(ends) and (version or not decoded) else [NOTHING, NOTHING]
     for names in (getattr(match, "in"), match.out):
         found.append(numbers(names and [places[n] for n in names], len(places)))
-    found += [ports(match.sport), ports(match.dport)]
+    found += [ports(match.sport, match.dport), ports(match.dport, match.sport)]
     return [*found, numbers(protocols_of(match), PROTOCOL_MAX), numbers(match.dscp, DSCP_MAX)]
 
 

@@ -17,6 +17,7 @@ QUEUE_MAX = 65535  # of NFQUEUE
 HELD_MAX = 1 << 20  # of a queue's length in the kernel's and in our memory
 CLASSES_MAX, RULES_MAX, FLOWS_MAX = 4096, 64, 4096
 PRIORITY_MAX = 7
+HOLD_MIN_ns = 100_000_000  # bounds how many favours there can be in a time, so what is remembered of them
 NAME = "[a-z0-9_.-]{1,64}"
 CHAINS = ("PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING")
 PRIORITY, MARK, DSCP, RATE, PACE_OTHERS = DOES = ("priority", "mark", "dscp", "rate", "pace-others")
@@ -32,7 +33,14 @@ def class_names(value):
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
+def held_ns(ns):
+    if ns < HOLD_MIN_ns:
+        raise ValueError(f"the least is {duration_text(HOLD_MIN_ns)}")
+    return ns
+
+
 Positive = Annotated[Duration, AfterValidator(positive)]
+Hold = Annotated[Duration, AfterValidator(held_ns)]
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Classes = Annotated[tuple[str, ...], BeforeValidator(class_names)]
 Queue = Annotated[int, Field(ge=0, le=QUEUE_MAX)]
@@ -63,7 +71,7 @@ RULE = {
     "rate": (Rate | None, None, "of rate and pace-others"),
     "mark": (MarkBits | None, None, "of mark, as set_mark of a class"),
     "dscp": (Dscp | None, None, "of dscp, as set_dscp of a class"),
-    "hold": (Positive, parse_duration("5s"), "a flow is favoured for so long after the last event"),
+    "hold": (Hold, parse_duration("5s"), "a flow is favoured for so long after the last event"),
     "quiet": (Duration, parse_duration("5s"), "afterwards it is not favoured again for so long"),
     "max_flows": (Flows, 8, "flows favoured at once"),
     "max_per_client": (Flows, 1, "of them, flows of one client: an IPv4 address or an IPv6 /64"),

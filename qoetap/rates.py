@@ -58,11 +58,11 @@ ONE_RATE = {  # of PUT /v1/classes/NAME/rate
 
 
 class Refused(Exception):
-    """A request that changes nothing; str() is one sentence. `status` is that of HTTP."""
+    """A request that changes nothing; str() is one sentence. `status` is that of HTTP, `more` further facts."""
 
-    def __init__(self, status, sentence):
+    def __init__(self, status, sentence, **more):
         super().__init__(sentence)
-        self.status = status
+        self.status, self.more = status, more
 
 
 class Change(NamedTuple):
@@ -171,14 +171,14 @@ class Rates:
 
     def replace(self, table, now):
         """Put a Table in the place of the one before. Refused as a whole if it is old or names an unknown class."""
-        self._check(table)
+        self._check(table, HTTPStatus.UNPROCESSABLE_ENTITY)
         if table.lease_ns is UNCHANGED:
             table = table._replace(lease_ns=self.lease_ns)
         return self._take(table, dict(table.rates), now)
 
     def set_one(self, one, now):
         """Change the table at hand, or begin one, as `one` says. Its lease stays unless `one` has another."""
-        self._check(one)
+        self._check(one, HTTPStatus.NOT_FOUND)
         if one.version is None:
             one = one._replace(version=self.version)
         if one.lease_ns is UNCHANGED:
@@ -203,15 +203,14 @@ class Rates:
         left = None if self.ends == NEVER else max(0, self.ends - now) / 1e9
         return {"version": self.version, "lease_left_s": left, "rates": dict(self.table)}
 
-    def _check(self, table):
+    def _check(self, table, unknown):
         if table.version is not None and table.version <= self.version:
-            raise Refused(
-                HTTPStatus.CONFLICT, f"version {table.version} is not above {self.version}, which is in force"
-            )
+            sentence = f"version {table.version} is not above {self.version}, the latest"
+            raise Refused(HTTPStatus.CONFLICT, sentence, version=self.version)
         for name in table.rates:
             if name not in self.file:
                 sentence = f"there is no class {name!r} whose rate can be set{nearest_name(name, list(self.file))}"
-                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
+                raise Refused(unknown, sentence)
 
     def _take(self, table, rates, now):
         before = {name: self.of(name) for name in self.table | rates}

@@ -64,8 +64,8 @@ CLASS = {  # key: (type, default, help)
 
 RULE = {
     "on": (str, ..., "event that starts it, such as iqn.stall_start; further ones prolong it"),
-    "until": (str | None, None, "event after which it ends when `hold` has passed; none: iqn.stall_end for iqn.stall_start, "
-              "and so for all pairs of _start and _end"),
+    "until": (str | None, None, "event after which it ends when `hold` has passed; none: iqn.stall_end for "
+              "iqn.stall_start, and so for all pairs of _start and _end"),
     "do": (Literal[DOES], ..., "priority: the flow goes into `class`; mark, dscp: its packets get them; rate: `class` "
            "is paced at `rate`; pace-others: each of `class` is paced at `rate` or less"),
     "class": (Classes, (), "name of a class; of pace-others also a list"),
@@ -97,9 +97,10 @@ INLINE = {
     "control": (str, "", "address of the API: 127.0.0.1:9465, or unix:/run/qoetap/control; empty: none"),
     "stats_every": (Duration, parse_duration("10s"), "a pace.stats event of each class so often; 0: none"),
     "dry_run": (bool, False, "mitigation reports what it would do, and does nothing"),
-    "classes": (Annotated[list[class_model], Field(max_length=CLASSES_MAX)], [], "what is told apart and paced; keys of a class: "
-                "below"),
-    "mitigation": (Annotated[list[rule_model], Field(max_length=RULES_MAX)], [], "what events lead to; keys of a rule: below"),
+    "classes": (Annotated[list[class_model], Field(max_length=CLASSES_MAX)], [], "what is told apart and paced; keys of "
+                "a class: below"),
+    "mitigation": (Annotated[list[rule_model], Field(max_length=RULES_MAX)], [], "what events lead to; keys of a rule: "
+                   "below"),
 }  # fmt: skip
 
 _WRITTEN = {

@@ -2,8 +2,10 @@
 
 import ipaddress
 import random
+import re
 import time
 from itertools import product
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,9 +16,11 @@ from dataplane.records import NEVER
 from qoetap import classes, config
 from qoetap.coverage import first_covered, lies_in, merged
 from qoetap.exits import Exit
-from qoetap.inline_keys import inline_values, match_model
+from qoetap.inline_keys import CLASS, INLINE, RULE, inline_values, match_model
+from qoetap.matching import MATCH
 
 KNOWN = registry.load_all()
+MANUAL = (Path(__file__).parent.parent / "docs" / "inline.md").read_text()
 STALL = "iqn.stall_start"
 FIRST = {"on": STALL, "do": "priority", "class": "video"}
 
@@ -217,6 +221,13 @@ def test_events_of_detectors_that_do_not_run_are_none():
     values = {"inline": rules(FIRST), "detectors": {"iqn": {"enabled": False}}}
     with pytest.raises(config.ConfigError, match="no event 'iqn.stall_start'"):
         config.load([config.Layer("site.yaml", values)], KNOWN)
+
+
+def test_the_manual_says_what_there_is():
+    example = yaml.safe_load(re.search("```yaml\n(.*?)```", MANUAL, re.DOTALL)[1])
+    assert len(inline_of(example["inline"]).classes) == 4
+    for keys in (INLINE, CLASS, RULE, MATCH):
+        assert [key for key in keys if f"`{key}`" not in MANUAL] == []
 
 
 # --- coverage, against a slow twin

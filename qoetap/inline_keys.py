@@ -97,8 +97,8 @@ INLINE = {
     "control": (str, "", "address of the API: 127.0.0.1:9465, or unix:/run/qoetap/control; empty: none"),
     "stats_every": (Duration, parse_duration("10s"), "a pace.stats event of each class so often; 0: none"),
     "dry_run": (bool, False, "mitigation reports what it would do, and does nothing"),
-    "classes": (Annotated[list[class_model], Field(max_length=CLASSES_MAX)], [], "what is told apart and paced; keys of "
-                "a class: below"),
+    "classes": (Annotated[list[class_model], Field(max_length=CLASSES_MAX)], [], "what is told apart and paced; keys "
+                "of a class: below"),
     "mitigation": (Annotated[list[rule_model], Field(max_length=RULES_MAX)], [], "what events lead to; keys of a rule: "
                    "below"),
 }  # fmt: skip

@@ -96,8 +96,9 @@ _FORMS = {"int": (r.INT, "iu", "integer"), "float": (r.FLOAT, "f", "number"), "b
 
 def own_column(detector, field):
     """Column of a detector's field. ValueError if its form does not fit its type."""
-    names = field.form if isinstance(field.form, tuple) else ()
-    form, kinds, json_type = (r.NAME, "iu", "string") if names else _FORMS.get(field.form, (r.END, "", ""))
+    named = isinstance(field.form, tuple)  # an empty one: names that differ from run to run
+    names = field.form if named else ()
+    form, kinds, json_type = (r.NAME, "iu", "string") if named else _FORMS.get(field.form, (r.END, "", ""))
     if np.dtype(field.type).kind not in kinds:
         raise ValueError(f"{detector.name}.{field.name}: a {np.dtype(field.type)} cannot be written as {field.form!r}")
     pattern = "^[0-9a-f]{16}$" if form == r.HEX else ""

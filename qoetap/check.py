@@ -34,7 +34,8 @@ def check(args):
 def schema(_args):
     """Print the JSON Schema of every detector's events, and of those that an agent makes of itself."""
     from dataplane.events import json_schema
+    from qoetap.inline_events import MITIGATION, PACE
     from qoetap.stats import STATS
 
-    print(json.dumps(json_schema([*registry.load_all().values(), STATS]), indent=1))
+    print(json.dumps(json_schema([*registry.load_all().values(), STATS, PACE, MITIGATION]), indent=1))
     return DONE

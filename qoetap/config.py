@@ -4,15 +4,14 @@ Layers are dicts of the same shape as the file; a later one wins. Keys of a dete
 adding an option to a detector is all there is to do.
 """
 
-import difflib
 import hashlib
 import os
 import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model
 
 from dataplane.capture.bpf import check_expression
 from dataplane.capture.source import CaptureError
@@ -20,8 +19,10 @@ from dataplane.records import rows
 from dataplane.sinks.names import redacted
 from dataplane.wire import TUNNELS
 from detectors.base import CHOICE, COUNT, DURATION, FLAG, NUMBER
+from qoetap import classes
 from qoetap.durations import duration_text, parse_duration
-from qoetap.exits import USAGE, Exit
+from qoetap.inline_keys import INLINE, inline_values, lists_help
+from qoetap.keys import ConfigError, Duration, Section, Size, fields_of, nearest
 from qoetap.sizes import parse_size, size_text
 
 FIELD_TYPES = {DURATION: "i8", COUNT: "i8", FLAG: "u1", CHOICE: "i8", NUMBER: "f8"}
@@ -35,14 +36,9 @@ SHAPES = {  # pydantic's name of an error: what should have been there
     "int_type": "must be a whole number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_pattern_mismatch": "must be 1 to 64 of a-z, 0-9, _ . and -",
+    "model_attributes_type": "must hold keys and values",
 }
-
-
-class ConfigError(Exit):
-    """Something is wrong with the configuration."""
-
-    def __init__(self, sentence):
-        super().__init__(USAGE, sentence)
 
 
 class Layer(NamedTuple):
@@ -50,10 +46,6 @@ class Layer(NamedTuple):
 
     origin: str  # a file or an option
     values: dict
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def _retire_time(ns):
@@ -69,9 +61,7 @@ def _tunnel_list(value):
 
 
 Tunnels = Annotated[list[Literal[TUNNELS]], BeforeValidator(_tunnel_list)]
-Duration = Annotated[int, BeforeValidator(parse_duration)]
 Retire = Annotated[Duration, AfterValidator(_retire_time)]
-Size = Annotated[int, BeforeValidator(parse_size)]
 
 GENERAL = {  # key: (type, default, help)
     "agent_id": (str, "qoetap", "who saw it: written into every event"),
@@ -168,23 +158,21 @@ def config_model(detectors):
     inner = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
     fields = fields_of(GENERAL)
     live = create_model("live", __base__=Section, **fields_of(LIVE))
+    inline = create_model("inline", __base__=Section, **fields_of(INLINE))
     section = create_model("detectors", __base__=Section, **inner)
-    for model in (live, section):
+    for model in (live, inline, section):
         fields[model.__name__] = (model, Field(default_factory=model))
     return create_model("configuration", __base__=Section, **fields)
 
 
-def fields_of(keys):
-    return {name: (kind, Field(default, description=text)) for name, (kind, default, text) in keys.items()}
-
-
 def known_keys(model, prefix=""):
-    """Every key that there is, dotted."""
+    """Every key that there is, dotted; of a list of sections those of one of them."""
     found = []
     for name, field in model.model_fields.items():
         found.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += known_keys(field.annotation, f"{prefix}{name}.")
+        kind = get_args(field.annotation)[0] if get_origin(field.annotation) is list else field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += known_keys(kind, f"{prefix}{name}.")
     return found
 
 
@@ -206,7 +194,16 @@ def read_file(path):
         return Layer(path, {})
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold keys and values, as `qoetap check --defaults` prints them")
-    return Layer(path, values)
+    return Layer(path, _with_text_keys(values))
+
+
+def _with_text_keys(values):
+    """The same, but the key `on`, which is a truth value in YAML 1.1, as it was written."""
+    if isinstance(values, list):
+        return [_with_text_keys(value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    return {"on" if key is True else key: _with_text_keys(value) for key, value in values.items()}
 
 
 def assignment(text):
@@ -219,7 +216,7 @@ def assignment(text):
         values = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}: its value is not valid YAML") from error
-    return Layer("--set", nested(key.strip().split("."), values))
+    return Layer("--set", nested(key.strip().split("."), _with_text_keys(values)))
 
 
 def nested(keys, value):
@@ -235,13 +232,6 @@ def only(names, detectors):
         if name not in detectors:
             raise ConfigError(f"--detectors: there is no detector {name!r}{nearest(name, detectors)}")
     return Layer("--detectors", {"detectors": {name: {"enabled": name in names} for name in detectors}})
-
-
-def nearest(key, known):
-    """How a sentence about an unknown key goes on."""
-    known = list(known)
-    near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.5)
-    return f", did you mean {near[0]}?" if near else f"; there are {', '.join(k for k in known if '.' not in k)}"
 
 
 def merge(low, high):
@@ -266,7 +256,8 @@ def validate(layers, detectors):
 
 def _without_empty(values):
     """Without sections that are just a heading (null in YAML)."""
-    values = {key: value for key, value in values.items() if value is not None or key not in ("detectors", "live")}
+    sections = ("detectors", "live", "inline")
+    values = {key: value for key, value in values.items() if value is not None or key not in sections}
     inner = values.get("detectors")
     if isinstance(inner, dict):
         values = {**values, "detectors": {key: {} if value is None else value for key, value in inner.items()}}
@@ -275,14 +266,34 @@ def _without_empty(values):
 
 def sentence(problem, layers, model):
     """One sentence for one of pydantic's errors."""
-    steps = [str(step) for step in problem["loc"]]
+    steps = [str(step) for step in problem["loc"] if not isinstance(step, int)]
     known = known_keys(model)
     key = max((k for k in known if ".".join(steps).startswith(k)), key=len, default="")
-    origin = next((layer.origin for layer in reversed(layers) if _holds(layer.values, steps)), "configuration")
+    layer = next((layer for layer in reversed(layers) if _holds(layer.values, steps)), Layer("configuration", {}))
+    within, item = _item(layer.values, problem["loc"])
+    place = f"{layer.origin}: {item}"
     if problem["type"] == "extra_forbidden":
-        return f"{origin}: unknown key {'.'.join(steps)}{nearest('.'.join(steps), known)}"
+        return f"{place}unknown key {'.'.join(steps)}{nearest('.'.join(steps), known)}"
+    told = (key or ".".join(steps)).removeprefix(within).removeprefix(".")
+    if problem["type"] == "missing":
+        return f"{place}{told} is missing"
     text = SHAPES.get(problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
-    return f"{origin}: {key or '.'.join(steps)}: {text}, not {_as_told(key, problem['input'])}"
+    place += f"{told}: " if told else ""
+    if isinstance(problem["input"], BaseModel):  # what is wrong lies between its keys
+        return f"{place}{text}"
+    return f"{place}{text}, not {_as_told(key, problem['input'])}"
+
+
+def _item(values, loc):
+    """The list that `loc` lies in, dotted, and how a sentence about its item begins; both may be empty."""
+    for at, step in enumerate(loc):
+        if isinstance(step, int):
+            found = values[step] if isinstance(values, list) else None
+            name = found.get("name") if isinstance(found, dict) else None
+            place = ".".join(map(str, loc[:at]))
+            return place, f"{place}: {name if isinstance(name, str) else f'number {step + 1}'}: "
+        values = values.get(step) if isinstance(values, dict) else None
+    return "", ""
 
 
 def _as_told(key, value):
@@ -309,7 +320,17 @@ def load(layers, detectors):
     for name, detector in chosen(settings, detectors).items():
         build_params(detector, getattr(settings.detectors, name))
     check_filter(settings, layers)
+    check_inline(settings, layers, [kind.name for d in chosen(settings, detectors).values() for kind in d.events])
     return settings
+
+
+def check_inline(settings, layers, events):
+    """ConfigError if classes or rules of `inline` do not fit together; `events`: names of those that may come."""
+    try:
+        classes.check(settings.inline, events)
+    except ValueError as error:
+        origin = next(layer.origin for layer in reversed(layers) if "inline" in layer.values)
+        raise ConfigError(f"{origin}: inline.{error}") from None
 
 
 def check_filter(settings, layers):
@@ -368,6 +389,7 @@ def as_values(settings, detectors):
     """The configuration as it would stand in a file, but without secrets: durations as text."""
     values = settings.model_dump()
     values["outputs"] = [redacted(spec) for spec in settings.outputs]
+    values["inline"] = inline_values(settings.inline)
     for section, keys in ((values, GENERAL), (values["live"], LIVE)):
         for name, (kind, _, _) in keys.items():
             section[name] = WRITTEN.get(kind, _as_it_is)(section[name])
@@ -388,7 +410,10 @@ def document(detectors):
     lines.append("live:")
     for name, (_, _, text) in LIVE.items():
         lines += [f"  # {text}", f"  {name}: {_scalar(every['live'][name])}"]
-    lines += ["", "detectors:"]
+    lines += ["", "inline:"]
+    for name, (_, _, text) in INLINE.items():
+        lines += [f"  # {text}", f"  {name}: {_scalar(every['inline'][name])}"]
+    lines += [*(f"  {line}" for line in lists_help()), "", "detectors:"]
     values = every["detectors"]
     for name, d in detectors.items():
         lines += [f"  {name}:"]

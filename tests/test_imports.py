@@ -49,6 +49,9 @@ MAY = {
         "dataplane.flowtable",
         "detectors.base",
     },
+    "dataplane.wheel": {"dataplane.records", "dataplane.memory"},
+    "dataplane.pacing": {"dataplane.records", "dataplane.wheel"},
+    "dataplane.classify": {"dataplane.records", "dataplane.memory"},
     "dataplane.render": {"dataplane.records", "dataplane.text", "dataplane.flowid"},
     "dataplane.events": {
         "dataplane.records",

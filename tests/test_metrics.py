@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from qoetap import __version__, metrics
+from qoetap import __version__, serving
 from qoetap.exits import USAGE, Exit
 from qoetap.families import UNDECODED, output_labels
 from qoetap.metrics import Exporter, read_token
@@ -258,13 +258,13 @@ def connect(exporter):
 def test_requests_that_do_not_end_are_cut_off(serve, monkeypatch):
     """Clients that say nothing, or too little, take all places, then lose them."""
     exporter = serve()
-    lazy = [connect(exporter) for _ in range(metrics.CONNECTIONS_MAX)]
+    lazy = [connect(exporter) for _ in range(serving.CONNECTIONS_MAX)]
     for client in lazy:
         client.sendall(b"GET /metr")
-    wait_until(lambda: len(exporter.server.since) == metrics.CONNECTIONS_MAX)
+    wait_until(lambda: len(exporter.server.since) == serving.CONNECTIONS_MAX)
     with connect(exporter) as one_more:
         assert one_more.recv(1) == b""  # no place
-    monkeypatch.setattr(metrics, "REQUEST_seconds", 0.0)
+    monkeypatch.setattr(serving, "REQUEST_seconds", 0.0)
     for client in lazy:
         assert client.recv(1) == b""  # cut off
         client.close()

@@ -9,9 +9,8 @@ import pytest
 from dataplane.capture import nfnetlink
 from dataplane.capture.nfnetlink import META, NF_ACCEPT, NF_DROP, PACKET, VERDICT, VERDICT_BATCH, VERDICT_ONE
 from dataplane.capture.nfqueue import Counts, counts_of
-from dataplane.kernels import Kernel
 from dataplane.memory import memory
-from dataplane.records import CHECKED, FRAME, rows
+from dataplane.records import FRAME, rows
 
 NOW = 1_700_000_000_000_000_000
 SLOT_bytes = 768
@@ -54,7 +53,7 @@ class Walked:
         frames, metas = rows(FRAME, most), rows(META, most)
         for row in (frames, metas):  # what was there before must not show
             row.view(np.uint8)[:] = 0xAA
-        while count := walked(memory(self.buf), lengths, NUMBERS, frames, metas, state[0], NOW):
+        while count := nfnetlink.walk(memory(self.buf), lengths, NUMBERS, frames, metas, state[0], NOW):
             self.parts.append(count)
             self.frames += [dict(zip(FRAME.names, row.item())) for row in frames[:count].view(np.ndarray)]
             self.metas += [dict(zip(META.names, row.item())) for row in metas[:count].view(np.ndarray)]
@@ -64,9 +63,6 @@ class Walked:
 
     def payload(self, i):
         return bytes(self.buf[self.frames[i]["offset"] :][: self.frames[i]["caplen"]])
-
-
-walked = nfnetlink.walk if CHECKED else Kernel(nfnetlink.walk)
 
 
 def test_a_packet_with_all_that_the_kernel_says():
@@ -180,13 +176,10 @@ def written(made, source=b"", room=1000):
     out, parts, first = np.zeros(room + 8, np.uint8), [], 0
     data = memory(kept := np.frombuffer(source.ljust(8, b"\0"), np.uint8).copy())
     while first < len(made):
-        size, first = write_verdicts(memory(out), room, made, first, NUMBERS, data)
+        size, first = nfnetlink.write_verdicts(memory(out), room, made, first, NUMBERS, data)
         parts.append(bytes(out[:size]))
     del kept
     return parts
-
-
-write_verdicts = nfnetlink.write_verdicts if CHECKED else Kernel(nfnetlink.write_verdicts)
 
 
 def verdict(packet_id, what, queue=5, attributes=b""):

@@ -197,13 +197,15 @@ def walk(mem, lengths, numbers, frames, metas, row, now):
     lengths (slots,) bytes of each datagram; numbers (queues,) of ours; now: realtime ns, for packets without a time.
     """
     count = 0
-    while row.slot < row.got and count < frames.size:
+    while row.slot < row.got:
         at = row.slot * row.slot_bytes + row.at
         left = lengths[row.slot] - row.at
         if left < HEADER_bytes:
             row.damaged += left > 0
             next_slot(row)
             continue
+        if count == frames.size:
+            break
         length = u32(mem, at, BIG)
         if length < HEADER_bytes:
             row.damaged += 1

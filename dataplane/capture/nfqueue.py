@@ -191,7 +191,8 @@ class Queues:
     def _why(self, number, error):
         taken = self.counts_by_number().get(number)
         if error == errno.EBUSY or (error == errno.EPERM and taken):
-            by = f"process {taken.port}" if taken else "another process"
+            known = taken and Path(f"/proc/{taken.port}").exists()
+            by = f"process {taken.port}" if known else "another process"
             return f"queue {number} is taken by {by}: stop that, or choose another queue"
         if error == errno.EPERM:
             return (

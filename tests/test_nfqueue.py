@@ -421,7 +421,7 @@ def without_privilege(call, *args):
 
 def test_without_privilege_it_says_so(root):
     with pytest.raises(CaptureError, match=r"NFQUEUE: queues need the privilege CAP_NET_ADMIN: run as root"):
-        without_privilege(Queues, [65000])
+        without_privilege(Queues, [65000, 65001])
 
 
 def test_a_kernel_without_it(root, monkeypatch):
@@ -445,6 +445,12 @@ def test_other_reasons(root, monkeypatch):
     monkeypatch.setattr(socket, "socket", refuse)
     with pytest.raises(CaptureError, match=r"NFQUEUE: no netlink socket could be had \(Too many open files\)"):
         Queues([5])
+
+
+def test_what_is_refused_otherwise(root, monkeypatch):
+    monkeypatch.setattr(nfqueue, "OUT_bytes", 0)  # makes the buffer for sending so small that nothing goes
+    with pytest.raises(CaptureError, match=r"NFQUEUE: could not be set up \(Message too long\)"):
+        Queues(list(range(60_000, 60_100)))
 
 
 def test_there_is_a_row_for_each_of_ours(street):

@@ -131,8 +131,10 @@ class Queues:
                 self.table = TABLE.open("rb", buffering=0)
             self._make_room()
             self._bind()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise CaptureError(f"NFQUEUE: could not be set up ({error.strerror})") from error
             raise
 
     def _make_room(self):
@@ -165,18 +167,27 @@ class Queues:
         settings = [(CFG_CMD, struct.pack(">BBH", BIND, 0, 0)), *_limits(self.options.most, self.options.copy_bytes)]
         asked = [_config(int(number), i, settings, NLM_F_ACK) for i, number in enumerate(self.numbers)]
         self.socket.send(b"".join(asked))
-        errors, early = {}, []
-        while len(errors) < len(asked):
-            data = self.socket.recv(self.slot_bytes, socket.MSG_DONTWAIT)
-            kind, _, sequence = struct.unpack_from("HHI", data, nfnetlink.TYPE_AT)
-            if kind == nfnetlink.NLMSG_ERROR:
-                errors[sequence] = -struct.unpack_from("i", data, nfnetlink.ERROR_AT)[0]
-            else:
-                early.append(data)
-        for i, error in sorted(errors.items()):
+        errors, early = self._answers(len(asked))
+        for number, error in zip(self.numbers.tolist(), errors, strict=True):
             if error:
-                raise CaptureError(f"NFQUEUE: {self._why(int(self.numbers[i]), error)}")
+                raise CaptureError(f"NFQUEUE: {self._why(number, error)}")
         self._keep(early)
+
+    def _answers(self, count):
+        """The errno that answers each of `count` settings, 0: done; and packets' messages that came meanwhile.
+
+        All answers are there when the settings are sent. To who may set nothing there is one for all of them.
+        """
+        errors, early = {}, []
+        with contextlib.suppress(BlockingIOError):
+            while len(errors) < count:
+                data = self.socket.recv(self.slot_bytes, socket.MSG_DONTWAIT)
+                kind, _, sequence = struct.unpack_from("HHI", data, nfnetlink.TYPE_AT)
+                if kind == nfnetlink.NLMSG_ERROR:
+                    errors[sequence] = -struct.unpack_from("i", data, nfnetlink.ERROR_AT)[0]
+                else:
+                    early.append(data)
+        return [errors.get(i, errno.ENOBUFS) for i in range(count)], early
 
     def _keep(self, early):
         """Packets that came while queues were set up are received first."""
@@ -226,7 +237,9 @@ class Queues:
         """Wait until a message is there, but not longer; whether one is."""
         if not CHECKED:
             return self._wait(self.context, limit_ns)
-        return bool(select.select([self.socket], [], [], max(0, limit_ns) / 1e9)[0])
+        poller = select.poll()
+        poller.register(self.socket, select.POLLIN)
+        return bool(poller.poll(max(0, limit_ns) / 1e6))
 
     def receive(self, frames, metas, now=None):
         """Fill FRAME and META rows with packets that are there; how many. Their bytes are in `buf` until the next call.

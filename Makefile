@@ -6,8 +6,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all:
 RUN := $(VENV)/bin/python -m
-DEBIAN := tshark tcpdump zstd iproute2:ip systemd:systemd-analyze  # package, or package:its command
-SAME_INTERPRETED = cli config doctor lab notify signals metrics ops bench senders imports top live_end  # no kernels in them
+DEBIAN := tshark tcpdump zstd iproute2:ip iptables systemd:systemd-analyze  # package, or package:its command
+SAME_INTERPRETED = cli config doctor lab notify signals metrics ops bench senders imports top live_end street \
+  firewall  # no kernels in them
 CHECKED_TESTS = $(wildcard tests/test_*mutat*.py tests/test_*damage*.py tests/test_wire*.py tests/test_flowtable.py \
   tests/test_bpf.py)
 

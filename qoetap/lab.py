@@ -1,7 +1,8 @@
-"""A network of this machine's own, for tests and measurements: two namespaces and a veth pair between them. Needs root.
+"""A network of this machine's own, for tests and measurements: namespaces and veth pairs between them. Needs root.
 
-Nothing but what is sent on purpose passes: no IPv6 autoconfiguration, no ARP. All of it is removed at the end, also
-after an exception; what a killed process left behind goes when the next Link is made (namespaces(7), veth(4)).
+A Link is two namespaces and a pair; street.py has a router in the middle. Nothing but what is sent on purpose passes:
+no IPv6 autoconfiguration, no ARP. All of it is removed at the end, also after an exception; what a killed process left
+behind goes when the next Lab is made (namespaces(7), veth(4)).
 """
 
 import array
@@ -21,7 +22,7 @@ from pathlib import Path
 from qoetap.exits import PRIVILEGE, RUN_ERROR, Exit
 
 NAMESPACES = Path("/run/netns")  # where ip-netns(8) keeps them
-OURS = re.compile(r"qoetap-(?P<pid>\d+)-\d+-[ab]")
+OURS = re.compile(r"qoetap-(?P<pid>\d+)-\d+-[abr]")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 SIOCETHTOOL = 0x8946  # linux/sockios.h
 OFFLOADS = (0x17, 0x19, 0x1F, 0x24, 0x2C)  # linux/ethtool.h: ETHTOOL_S TXCSUM, SG, TSO, GSO, GRO
@@ -31,19 +32,20 @@ COUNTER_NAMES = tuple(f"{way}_{what}" for way in ("rx", "tx") for what in ("byte
 _numbers, _live = itertools.count(1), set()
 
 
-def _tool():
-    """Path of ip(8). Exit: it is not there."""
-    found = shutil.which("ip") or shutil.which("ip", path="/usr/sbin:/sbin")
+def tool(name):
+    """Path of ip(8) or tc(8). Exit: it is not there."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
-        raise Exit(RUN_ERROR, "ip is not installed: apt install iproute2")
+        raise Exit(RUN_ERROR, f"{name} is not installed: apt install iproute2")
     return found
 
 
-def _ip(*words):
-    """Run ip(8). Exit: it is not there, or says no."""
-    done = subprocess.run([_tool(), *map(str, words)], check=False, capture_output=True, text=True)
+def run(name, *words):
+    """Run ip(8) or tc(8); what it wrote. Exit: it is not there, or says no."""
+    done = subprocess.run([tool(name), *map(str, words)], check=False, capture_output=True, text=True)
     if done.returncode:
-        raise Exit(RUN_ERROR, f"`ip {' '.join(map(str, words))}` failed: {done.stderr.strip()}")
+        raise Exit(RUN_ERROR, f"`{name} {' '.join(map(str, words))}` failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _enter(namespace):
@@ -65,7 +67,7 @@ def _is_alive(pid):
 
 
 def remove_leftovers():
-    """Remove the namespaces of Links whose process is gone; their names."""
+    """Remove the namespaces of Labs whose process is gone; their names."""
     removed = []
     for name in sorted(os.listdir(NAMESPACES)) if NAMESPACES.is_dir() else ():
         found = OURS.fullmatch(name)
@@ -74,20 +76,20 @@ def remove_leftovers():
         pid = int(found["pid"])
         if pid == os.getpid() or not _is_alive(pid):
             with contextlib.suppress(Exit):  # another process was quicker
-                _ip("netns", "del", name)
+                run("ip", "netns", "del", name)
                 removed.append(name)
     return removed
 
 
 class End:
-    """One side of a Link: the interface `interface` in the namespace `namespace`."""
+    """One side of a veth pair: the interface `interface` in the namespace `namespace`."""
 
     def __init__(self, namespace, interface):
         self.namespace, self.interface = namespace, interface
 
     def command(self, *argv):
         """The command line that runs `argv` on this side; its process is that of `argv` itself."""
-        return [_tool(), "netns", "exec", self.namespace, *map(str, argv)]
+        return [tool("ip"), "netns", "exec", self.namespace, *map(str, argv)]
 
     def inside(self, call, *args):
         """What `call(*args)` returns in a thread on this side: sockets that it opens stay here."""
@@ -101,10 +103,14 @@ class End:
         return sock
 
     def up(self):
-        _ip("-n", self.namespace, "link", "set", "dev", self.interface, "up")
+        run("ip", "-n", self.namespace, "link", "set", "dev", self.interface, "up")
 
     def down(self):
-        _ip("-n", self.namespace, "link", "set", "dev", self.interface, "down")
+        run("ip", "-n", self.namespace, "link", "set", "dev", self.interface, "down")
+
+    def remove(self):
+        """Remove the interface, and with it its other end."""
+        run("ip", "-n", self.namespace, "link", "del", "dev", self.interface)
 
     def counters(self):
         """What the interface has counted: rx_ and tx_ bytes, packets, errors, dropped."""
@@ -123,26 +129,28 @@ class End:
                     fcntl.ioctl(sock, SIOCETHTOOL, request)
 
     def _prepare(self, mtu, offloads):
-        _ip("-n", self.namespace, "link", "set", "dev", self.interface, "mtu", mtu, "arp", "off")
+        run("ip", "-n", self.namespace, "link", "set", "dev", self.interface, "mtu", mtu, "arp", "off")
         if not offloads:
             self._without_offloads()
         self.up()
 
 
-class Link:
-    """Two namespaces joined by a veth pair: `sender` (interface a0) and `receiver` (b0), both up, without addresses.
+class Lab:
+    """One namespace for each of `letters`, and what a subclass builds in them with `build`.
 
-    mtu: of both, in bytes; offloads: whether the kernel may hand on merged segments and unfilled checksums.
+    mtu: of all interfaces, in bytes; offloads: whether the kernel may hand on merged segments and unfilled checksums.
     Exit: not root, or the kernel does not do it.
     """
+
+    letters = ""
 
     def __init__(self, mtu=1500, offloads=True):
         if os.geteuid():
             raise Exit(PRIVILEGE, "making network namespaces needs root: run with sudo")
-        self.mtu, self.offloads = mtu, offloads
+        self.mtu, self.offloads, self.pairs = mtu, offloads, []
         stem = f"qoetap-{os.getpid()}-{next(_numbers)}"
-        self.sender, self.receiver = self.ends = End(f"{stem}-a", "a0"), End(f"{stem}-b", "b0")
-        _live.update(end.namespace for end in self.ends)
+        self.namespaces = [f"{stem}-{letter}" for letter in self.letters]
+        _live.update(self.namespaces)
         remove_leftovers()
         try:
             self._make()
@@ -151,36 +159,56 @@ class Link:
             raise
 
     def _make(self):
-        for end in self.ends:
-            _ip("netns", "add", end.namespace)
+        for namespace in self.namespaces:
+            run("ip", "netns", "add", namespace)
             silence = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
             if silence.exists():
-                end.inside(silence.write_text, "1")
-        self.make_pair()
+                End(namespace, "lo").inside(silence.write_text, "1")
+        self.build()
 
-    def make_pair(self):
-        """Make the two interfaces, at the start or after `remove_pair`."""
-        a, b = self.ends
+    def build(self):
+        raise NotImplementedError
+
+    def join(self, a, b):
+        """Make the veth pair of two Ends; both are up then."""
+        if (a, b) not in self.pairs:
+            self.pairs.append((a, b))
         veth = ("type", "veth", "peer", "name", b.interface, "netns", b.namespace)
-        _ip("link", "add", a.interface, "netns", a.namespace, *veth)
-        for end in self.ends:
+        run("ip", "link", "add", a.interface, "netns", a.namespace, *veth)
+        for end in (a, b):
             end._prepare(self.mtu, self.offloads)
-
-    def remove_pair(self):
-        """Remove both interfaces: for their readers they vanish."""
-        _ip("-n", self.sender.namespace, "link", "del", "dev", self.sender.interface)
 
     def close(self):
         """Remove all of it; once more does no harm."""
-        with contextlib.suppress(Exit):
-            self.remove_pair()
-        for end in self.ends:
-            if (NAMESPACES / end.namespace).exists():
-                _ip("netns", "del", end.namespace)
-            _live.discard(end.namespace)
+        for a, _ in self.pairs:  # at once, a namespace takes its time
+            with contextlib.suppress(Exit):
+                a.remove()
+        for namespace in self.namespaces:
+            if (NAMESPACES / namespace).exists():
+                run("ip", "netns", "del", namespace)
+            _live.discard(namespace)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+class Link(Lab):
+    """Two namespaces joined by a veth pair: `sender` (interface a0) and `receiver` (b0), both up, without addresses."""
+
+    letters = "ab"
+
+    def build(self):
+        a, b = self.namespaces
+        self.sender, self.receiver = self.ends = End(a, "a0"), End(b, "b0")
+        self.make_pair()
+
+    def make_pair(self):
+        """Make the two interfaces, at the start or after `remove_pair`."""
+        self.join(*self.ends)
+
+    def remove_pair(self):
+        """Remove both interfaces: for their readers they vanish."""
+        self.sender.remove()

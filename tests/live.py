@@ -241,10 +241,10 @@ def second_pair(link):
 
     pair = [lab.End(end.namespace, end.interface[0] + "1") for end in link.ends]
     names = ("type", "veth", "peer", "name", pair[1].interface, "netns", pair[1].namespace)
-    lab._ip("link", "add", pair[0].interface, "netns", pair[0].namespace, *names)
+    lab.run("ip", "link", "add", pair[0].interface, "netns", pair[0].namespace, *names)
     try:
         for end in pair:
             end._prepare(link.mtu, link.offloads)
         yield pair
     finally:
-        lab._ip("-n", pair[0].namespace, "link", "del", "dev", pair[0].interface)
+        lab.run("ip", "-n", pair[0].namespace, "link", "del", "dev", pair[0].interface)

@@ -4,9 +4,9 @@ A rule covers a packet if all its fields do. What a packet does not have is cove
 fragments and ICMP have no ports, so no rule with ports covers them; what could not be decoded has no address, protocol
 or DSCP. A direction is a pair of interfaces.
 
-Rules are looked through once a flow: the class is kept in a direct-mapped cache under the packet's keyed flow hash mixed
-with all that rules see and the hash does not tell. An entry is one word, a tag and a class; a collision needs 63 equal
-bits.
+Rules are looked through once a flow: the class is kept in a direct-mapped cache under the packet's keyed flow hash,
+mixed with all that rules see and the hash does not tell. An entry is one word, a tag and a class; two packets meet in
+one only if 63 bits are equal.
 """
 
 from typing import NamedTuple

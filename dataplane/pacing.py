@@ -258,7 +258,7 @@ def expected_wait(row, now):
     """How long a packet that comes now would be held, ns, as a float."""
     if row.rate == 0:
         return 0.0
-    return max(0, row.next - now) + row.held_bytes * 8e9 / row.rate
+    return max(0, due_of(row) - now) + row.held_bytes * 8e9 / row.rate
 
 
 # --- a class

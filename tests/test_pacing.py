@@ -17,12 +17,14 @@ from dataplane.pacing import (
     SET_MARK,
     VERDICT,
     CREDIT_ns,
+    class_at,
     flush,
     new_classes,
     new_pacer,
     next_due,
     offer,
     pacer_bytes,
+    places,
     prepare,
     release,
     set_rate,
@@ -46,6 +48,7 @@ class Ours:
             for name, value in setting.items():
                 row[name] = value
         self.pacer, self.classes = new_pacer(classes, capacity), classes
+        self.at = places(self.pacer)
         self.verdict, self.out, self.meta = rows(VERDICT, 1), rows(VERDICT, ROOM), rows(META, 1)
         self.lengths = []
 
@@ -56,7 +59,7 @@ class Ours:
         self.lengths.append(length)
         before = {name: int(row[name]) for name in (*FATES, "marked")}
         prepare(verdict, meta, length, row)
-        sent = bool(offer(self.pacer, index, verdict, tos, now))
+        sent = bool(offer(self.at, index, verdict, tos, now))
         fates = [name for name in FATES[1:] if row[name] != before[name]]
         assert len(fates) == 1 and row["packets"] == before["packets"] + 1
         assert sent == (fates != ["held"]) and (verdict["slot"] == NO_SLOT) == sent
@@ -66,7 +69,7 @@ class Ours:
     def release(self, now, room=ROOM, call=release):
         """[(class, id)]; in calls of `room` each."""
         told = []
-        while made := int(call(self.pacer, now, self.out, room)):
+        while made := int(call(self.at, now, self.out, room)):
             part = self.out[:made]
             assert (part["verdict"] == NF_ACCEPT).all()
             told += [(int(v["class_index"]), int(v["id"])) for v in part]
@@ -123,7 +126,7 @@ def test_random_against_the_twin(seed):
             same_departures(ours, twin.release(now), now, rng.choice((1, 2, ROOM)))
         else:
             rate = rng.choice((0, 1, 77_777, 8_000_000, 10**10))
-            set_rate(ours.pacer, index, rate, now)
+            set_rate(ours.at, index, rate, now)
             twin.classes[index].set_rate(rate, now)
         same_state(ours, twin, now)
     assert ours.balanced()
@@ -145,9 +148,9 @@ def same_state(ours, twin, now):
         if c.rate and c.queue:
             assert row["next"] + (row["rest"] > 0) == c.due(now)
     if all(c.rate for c in twin.classes if c.queue):
-        assert next_due(ours.pacer) == twin.next_due(now)
+        assert next_due(ours.at) == twin.next_due(now)
     else:
-        assert next_due(ours.pacer) <= now
+        assert next_due(ours.at) <= now
 
 
 # --- what is promised
@@ -167,11 +170,11 @@ def saturated(rng, changes, credit_ns):
                 left.append((now, len(ours.lengths) - 1, rate, worth))
         if rng.random() < changes:
             rate = max(1000, int(rate * rng.choice((0.001, 0.5, 0.97, 1.03, 2, 1000)))) if rate < 10**9 else 10**6
-            set_rate(ours.pacer, 0, rate, now)
+            set_rate(ours.at, 0, rate, now)
             packet_ns = 6000 * SECOND // rate
         left += [(now, number, rate, worth) for _, number in ours.release(now)]
         exact = rng.random() < 0.5 and ours.classes[0]["held"]
-        step = int(next_due(ours.pacer)) - now if exact else rng.randrange(3 * packet_ns + 1)
+        step = int(next_due(ours.at)) - now if exact else rng.randrange(3 * packet_ns + 1)
         step = max(0, step) + rng.choice((0, 0, rng.randrange(2 * CREDIT_ns)))
         now, worth = now + step, worth + rate * step
     assert [number for _, number, _, _ in left] == list(range(len(left)))  # a FIFO
@@ -192,18 +195,18 @@ def test_no_interval_sees_more_than_the_rate(seed, credit_ns):
 
 
 @njit
-def saturate(pacer, verdicts, count, now, late):
+def saturate(at, verdicts, count, now, late):
     """Keep class 0 busy until `count` packets have left, each call up to `late` ns late; how many have."""
     left, offered = 0, 0
     while left < count:
-        while pacer.classes[0].held < 8:
+        while class_at(at, 0).held < 8:
             verdicts[0].length = 40 + offered * 7919 % 1461
-            left += offer(pacer, 0, verdicts[0], 0, now)
+            left += offer(at, 0, verdicts[0], 0, now)
             offered += 1
-        due = next_due(pacer)
+        due = next_due(at)
         if due > now:
             now = due + left * 104_729 % (late + 1)
-        left += release(pacer, now, verdicts, 8)
+        left += release(at, now, verdicts, 8)
     return left
 
 
@@ -212,7 +215,7 @@ def test_the_rate_is_exact_in_the_long_run(rate):
     """After any number of packets the next one is due at the ns that fractions say, though every call is late."""
     count, start = 300_000 if JIT else 1000, 10**12
     ours = Ours(dict(rate=rate, credit_ns=CREDIT_ns))
-    left = int(saturate(ours.pacer, ours.out, count, start, CREDIT_ns))
+    left = int(saturate(ours.at, ours.out, count, start, CREDIT_ns))
     bits = 8 * sum(40 + n * 7919 % 1461 for n in range(left))
     work = bits * SECOND - CREDIT_ns * rate
     row = ours.classes[0]
@@ -235,13 +238,13 @@ def test_nothing_is_lost_or_told_twice(seed):
         if rng.random() < 0.1:
             told += ours.release(now, rng.choice((1, 3, ROOM)))
         if rng.random() < 0.02:
-            set_rates(ours.pacer, np.array([rng.choice((0, 3, 10**5, 10**8)) for _ in rates]), now)
+            set_rates(ours.at, np.array([rng.choice((0, 3, 10**5, 10**8)) for _ in rates]), now)
     assert len(told) > 300 and ours.balanced()
     told += ours.release(now, 7, flush)
     assert sorted(told) == sorted(held)
     for index in range(40):
         assert [n for i, n in told if i == index] == [n for i, n in held if i == index]
-    assert ours.balanced() and ours.pacer.control[0].held == 0 and next_due(ours.pacer) == NEVER
+    assert ours.balanced() and ours.pacer.control[0].held == 0 and next_due(ours.at) == NEVER
 
 
 # --- one by one
@@ -251,7 +254,7 @@ def test_an_idle_class_has_earned_its_credit_and_no_more():
     """8 Mbit/s: 1000 bytes a ms. With 2 ms of credit: three packets at once, then one each ms."""
     ours, now = Ours(dict(rate=8_000_000, credit_ns=2 * MS)), 60 * SECOND
     assert [ours.offer(0, 1000, now) for _ in range(5)] == ["passed"] * 3 + ["held"] * 2
-    assert next_due(ours.pacer) == now + MS
+    assert next_due(ours.at) == now + MS
     assert ours.release(now + MS - 1) == []
     assert ours.release(now + MS) == [(0, 3)]
     assert ours.release(now + 3 * MS) == [(0, 4)]
@@ -284,8 +287,8 @@ def test_a_higher_rate_is_no_burst_and_acts_at_once():
     """A packet that would wait 1 s at 8 kbit/s waits 1 us at 8 Gbit/s."""
     ours, now = Ours(dict(rate=8000, credit_ns=0)), SECOND
     assert [ours.offer(0, 1000, now) for _ in range(3)] == ["passed", "held", "held"]
-    set_rate(ours.pacer, 0, 8 * 10**9, now)
-    assert next_due(ours.pacer) == now + 1000
+    set_rate(ours.at, 0, 8 * 10**9, now)
+    assert next_due(ours.at) == now + 1000
     assert ours.release(now) == []
     assert ours.release(now + 1000) == [(0, 1)]
 
@@ -293,10 +296,10 @@ def test_a_higher_rate_is_no_burst_and_acts_at_once():
 def test_a_lower_rate_keeps_no_more_than_the_credit():
     """1 ms at 8 Gbit/s is 1 Mbyte; at 8 Mbit/s 1 ms is 1000 bytes."""
     ours, now = Ours(dict(rate=8 * 10**9)), SECOND
-    set_rate(ours.pacer, 0, 8_000_000, now)
+    set_rate(ours.at, 0, 8_000_000, now)
     assert [ours.offer(0, 1000, now) for _ in range(3)] == ["passed", "passed", "held"]
     ours = Ours(dict(rate=8_000_000))
-    set_rate(ours.pacer, 0, 8 * 10**9, now)  # 1000 bytes were earned
+    set_rate(ours.at, 0, 8 * 10**9, now)  # 1000 bytes were earned
     assert [ours.offer(0, 1000, now) for _ in range(3)] == ["passed", "passed", "held"]
 
 
@@ -304,13 +307,13 @@ def test_rates_at_the_ends_of_what_is_possible():
     ours, now = Ours(dict(rate=1, credit_ns=0)), SECOND
     ours.offer(0, 65535, now)
     ours.offer(0, 65535, now)
-    assert next_due(ours.pacer) == now + 65535 * 8 * SECOND
-    set_rate(ours.pacer, 0, 10**12, now)
-    assert next_due(ours.pacer) == now + 525
-    set_rate(ours.pacer, 0, 1, now)
-    assert next_due(ours.pacer) == now + 65535 * 8 * SECOND
+    assert next_due(ours.at) == now + 65535 * 8 * SECOND
+    set_rate(ours.at, 0, 10**12, now)
+    assert next_due(ours.at) == now + 525
+    set_rate(ours.at, 0, 1, now)
+    assert next_due(ours.at) == now + 65535 * 8 * SECOND
     idle = Ours(dict(rate=10**12, credit_ns=100 * SECOND))
-    set_rate(idle.pacer, 0, 1, now)
+    set_rate(idle.at, 0, 1, now)
     assert idle.classes[0]["next"] == now - 100 * SECOND
 
 
@@ -318,12 +321,12 @@ def test_no_rate():
     """Unpaced passes at once; a rate taken away frees what is held, one given begins without credit."""
     ours, now = Ours(dict(rate=8000)), SECOND
     assert [ours.offer(0, 1000, now) for _ in range(4)][-1] == "held"
-    set_rate(ours.pacer, 0, 0, now)
+    set_rate(ours.at, 0, 0, now)
     assert ours.offer(0, 1000, now) == "held"  # behind them
-    assert next_due(ours.pacer) <= now
+    assert next_due(ours.at) <= now
     assert [n for _, n in ours.release(now, 2)] == [1, 2, 3, 4]
     assert [ours.offer(0, 1000, now) for _ in range(9)] == ["passed"] * 9
-    set_rate(ours.pacer, 0, 8000, now)
+    set_rate(ours.at, 0, 8000, now)
     assert [ours.offer(0, 1000, now) for _ in range(2)] == ["passed", "held"]
 
 
@@ -343,7 +346,7 @@ def test_congestion_is_marked_on_packets_that_say_they_can():
     assert fates == ["passed", "held", "marked", "marked", "marked", "held", "held"]
     assert ours.release(now + SECOND) == [(0, 1)]
     ours.marked = []
-    set_rate(ours.pacer, 0, 0, now + SECOND)
+    set_rate(ours.at, 0, 0, now + SECOND)
     ours.release(now + SECOND)
     assert ours.marked == [2, 3, 4] and ours.classes[0]["marked"] == 3
 
@@ -375,13 +378,13 @@ def test_a_thousand_classes_at_once():
         for index in range(1000):
             ours.offer(index, 100, SECOND)
     dues = [int(row["next"]) + (row["rest"] > 0) for row in ours.classes]
-    assert next_due(ours.pacer) == min(dues)
+    assert next_due(ours.at) == min(dues)
     told = [dues[index] for index, _ in ours.release(SECOND + MS)]
     assert len(told) == 1000 and told == sorted(told)
     for index in range(1000):
         ours.offer(index, 100, SECOND + MS)
-    set_rates(ours.pacer, np.arange(1, 1001), SECOND + MS)
-    assert next_due(ours.pacer) == min(int(row["next"]) + (row["rest"] > 0) for row in ours.classes)
+    set_rates(ours.at, np.arange(1, 1001), SECOND + MS)
+    assert next_due(ours.at) == min(int(row["next"]) + (row["rest"] > 0) for row in ours.classes)
 
 
 def test_memory_is_as_announced():

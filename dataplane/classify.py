@@ -4,9 +4,9 @@ A rule covers a packet if all its fields do. What a packet does not have is cove
 fragments and ICMP have no ports, so no rule with ports covers them; what could not be decoded has no address, protocol
 or DSCP. A direction is a pair of interfaces.
 
-Rules are looked through once a flow: the class is kept in a direct-mapped cache under the packet's keyed flow hash mixed
-with all that rules see and the hash does not tell. An entry is one word, a tag and a class; a collision needs 63 equal
-bits.
+Rules are looked through once a flow: the class is kept in a cache under the packet's keyed flow hash, mixed with all
+that rules see and the hash does not tell. A key belongs to one cache line of eight, which are compared at once; two
+packets are taken for one only if 63 bits of their keys are equal.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.memory import be32, be64
+from dataplane.memory import be32, be64, lowest_bit, matches, memory, put, row_at
 from dataplane.records import PORTS, REVERSE, rows, zeros
 
 DEFAULT = 0  # the class of what no rule covers
-CLASS_BITS = 16
-CLASSES_MAX = 1 << CLASS_BITS
-CLASSES, CLASS_MASK = np.uint64(CLASSES_MAX), np.uint64(CLASSES_MAX - 1)
-CACHE_ENTRIES = 65536
-TOP, NO_FLOW = np.uint64(1 << 63), np.uint64(0)
+CLASSES_MAX = 65536
+CACHE_ENTRIES, LINE_ENTRIES = 65536, 8
+TOP, NO_FLOW, EMPTY = np.uint64(1 << 63), np.uint64(0), np.uint64(0)
 ANY, UNKNOWN = -1, -2  # in a rule; of a packet
 ICMP, ICMPV6 = 1, 58  # IANA, protocol numbers: their rows have type and code in place of ports
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # odd, 2**64 divided by the golden ratio
@@ -56,14 +54,24 @@ SEEN = np.dtype(
     align=True,
 )
 
-CLASSIFIER = np.dtype([(name, np.int64) for name in ("epoch", "found", "missed")], align=True)
+ENTRY = np.dtype([("class_index", np.uint16)])  # of the cache, beside its key
+
+CLASSIFIER = np.dtype(
+    [
+        ("rules", np.int64),
+        ("found", np.int64),  # packets whose class was in the cache
+        ("missed", np.int64),
+    ],
+    align=True,
+)
 
 
 class Classifier(NamedTuple):
     """The arrays of a classifier."""
 
     rules: np.ndarray
-    cache: np.ndarray  # uint64, CACHE_ENTRIES
+    keys: np.ndarray  # uint64, CACHE_ENTRIES
+    entries: np.ndarray
     seen: np.ndarray
     control: np.ndarray
 
@@ -86,44 +94,58 @@ def set_prefix(rule, end, network):
 
 def new_classifier(rules):
     """A classifier by these RULE rows, in their order."""
-    return Classifier(rules, zeros(8 * CACHE_ENTRIES).view(np.uint64), rows(SEEN, 1), rows(CLASSIFIER, 1))
+    control = rows(CLASSIFIER, 1)
+    control[0].rules = len(rules)
+    keys = zeros(8 * CACHE_ENTRIES).view(np.uint64)
+    return Classifier(rules, keys, rows(ENTRY, CACHE_ENTRIES), rows(SEEN, 1), control)
 
 
 def classifier_bytes(rules):
     """Memory of a classifier with so many rules."""
-    return rules * RULE.itemsize + 8 * CACHE_ENTRIES + SEEN.itemsize + CLASSIFIER.itemsize
-
-
-@njit
-def forget(classifier):
-    """To be called after rules have changed: nothing that is in the cache will be found."""
-    classifier.control[0].epoch += 1
+    cache = CACHE_ENTRIES * (8 + ENTRY.itemsize)
+    return rules * RULE.itemsize + cache + SEEN.itemsize + CLASSIFIER.itemsize
 
 
 @njit(forceinline=True)
-def classify(classifier, mem, pkt, meta):
-    """The packet's class; `mem`: handle of the buffer that pkt.addr is an offset in (see memory.py)."""
-    control, cache = classifier.control[0], classifier.cache
-    key = key_of(pkt, meta, control.epoch)
-    place = key & np.uint64(CACHE_ENTRIES - 1)
-    entry = cache[place]
-    if (entry ^ key) < CLASSES and pkt.hash != NO_FLOW:
+def rule_places(classifier):
+    """Handles of a classifier's arrays (see memory.py), under the same names: what the functions below take as `at`."""
+    rules, keys, entries = memory(classifier.rules), memory(classifier.keys), memory(classifier.entries)
+    return Classifier(rules, keys, entries, memory(classifier.seen), memory(classifier.control))
+
+
+@njit
+def forget(at):
+    """Empty the cache: to be called after rules have changed. It takes some 50 us."""
+    for i in range(CACHE_ENTRIES):
+        put(at.keys, i, EMPTY)
+
+
+@njit(forceinline=True)
+def classify(at, mem, pkt, meta):
+    """The packet's class; `mem`: handle of the buffer that pkt.addr is an offset in."""
+    key, control = key_of(pkt, meta), row_at(at.control, 0, CLASSIFIER)
+    line = np.int64(key >> np.uint64(20)) & CACHE_ENTRIES - LINE_ENTRIES
+    there = matches(at.keys, line, key)
+    if there and pkt.hash != NO_FLOW:
         control.found += 1
-        return np.int64(entry & CLASS_MASK)
+        return np.int64(row_at(at.entries, line + lowest_bit(there), ENTRY).class_index)
     control.missed += 1
-    index = match(classifier, mem, pkt, meta)
+    index = match(at, mem, pkt, meta)
     if pkt.hash != NO_FLOW:
-        cache[place] = key & ~CLASS_MASK | np.uint64(index)
+        free = matches(at.keys, line, EMPTY)
+        entry = line + (lowest_bit(free) if free else control.missed & LINE_ENTRIES - 1)
+        put(at.keys, entry, key)
+        row_at(at.entries, entry, ENTRY).class_index = index
     return index
 
 
 @njit(forceinline=True)
-def key_of(pkt, meta, epoch):
-    """64 bits of all that rules see, the highest set: no key is like an empty entry."""
+def key_of(pkt, meta):
+    """64 bits of all that rules see, the highest set: none is like EMPTY."""
     devices = np.uint64(meta.indev) | np.uint64(meta.outdev) << np.uint64(32)
-    mark = np.uint64(meta.mark) | np.uint64(epoch) << np.uint64(32)
-    way = 256 * (pkt.flags & REVERSE != 0) + 512 * (pkt.flags & PORTS != 0) + (np.int64(pkt.tos) >> 2)
-    return stir(stir(stir(pkt.hash, devices), mark), np.uint64(way)) | TOP
+    way = 64 * (pkt.flags & REVERSE != 0) + 128 * (pkt.flags & PORTS != 0) + (np.int64(pkt.tos) >> 2)
+    rest = np.uint64(meta.mark) | np.uint64(way) << np.uint64(32)
+    return stir(stir(pkt.hash, devices), rest) | TOP
 
 
 @njit(forceinline=True)
@@ -134,13 +156,14 @@ def stir(word, more):
 
 
 @njit
-def match(classifier, mem, pkt, meta):
+def match(at, mem, pkt, meta):
     """The class of the first rule that covers the packet."""
-    seen, rules = classifier.seen[0], classifier.rules
+    seen, count = row_at(at.seen, 0, SEEN), row_at(at.control, 0, CLASSIFIER).rules
     see(mem, pkt, seen)
-    for i in range(np.uint64(len(rules))):
-        if covers(rules[i], seen, meta):
-            return np.int64(rules[i].class_index)
+    for i in range(count):
+        rule = row_at(at.rules, i, RULE)
+        if covers(rule, seen, meta):
+            return np.int64(rule.class_index)
     return DEFAULT
 
 

@@ -8,8 +8,8 @@ each access is checked.
 `byte`, `be16`, `be32`, `be64` read big-endian words at a byte offset of a uint8 array, `load64` and `store64` move
 eight bytes; `word` and `put` read and write elements of a uint64 array, `matches` says which of eight from a cache
 line's start on are equal to a value, as bits; `prefetch` asks for the cache line of a row that will be wanted soon.
-`high_product` is the upper half of a product. Only compiled: `array_at` makes an array of memory at an address,
-`acquire` and `release` read and write a counter that threads share.
+`row_at` is a row of an array of rows. `high_product` is the upper half of a product. Only compiled: `array_at` makes an
+array of memory at an address, `acquire` and `release` read and write a counter that threads share.
 """
 
 import sys
@@ -171,6 +171,24 @@ def _eight():
     return matches, lowest_bit
 
 
+def _row_at():
+    """Intrinsic: row `index` of the rows of `dtype` at `base`, without an array around it."""
+
+    @intrinsic
+    def row_at(typing_context, base, index, dtype):
+        record = dtype.dtype
+
+        def generate(context, builder, signature, args):
+            from llvmlite import ir
+
+            address = builder.add(args[0], builder.mul(args[1], ir.Constant(ir.IntType(64), record.size)))
+            return builder.inttoptr(address, context.get_value_type(record))
+
+        return record(types.int64, types.int64, dtype), generate
+
+    return row_at
+
+
 def _high_product():
     """Intrinsic: the upper half of the 128-bit product."""
 
@@ -192,8 +210,12 @@ if CHECKED:
 
     @njit
     def memory(buf):
-        """The handle of a uint8 array, good as long as the caller holds the array."""
+        """The handle of an array of bytes, words or rows, good as long as the caller holds the array."""
         return buf
+
+    @njit
+    def row_at(mem, index, dtype):
+        return mem[index]
 
     @njit
     def byte(mem, at):
@@ -243,11 +265,11 @@ else:
     word, put = _word()
     load64, store64 = _copier()
     matches, lowest_bit = _eight()
-    prefetch = _prefetch()
+    prefetch, row_at = _prefetch(), _row_at()
 
     @njit
     def memory(buf):
-        """The handle of a uint8 array, good as long as the caller holds the array."""
+        """The handle of an array of bytes, words or rows, good as long as the caller holds the array."""
         return np.int64(buf.ctypes.data)
 
 

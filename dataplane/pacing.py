@@ -18,8 +18,21 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from dataplane.memory import memory, row_at
 from dataplane.records import NEVER, rows
-from dataplane.wheel import Wheel, advance, delist, enlist, first_due, move, nearest, new_wheel, wheel_bytes
+from dataplane.wheel import (
+    NODE,
+    Wheel,
+    advance,
+    delist,
+    enlist,
+    first_due,
+    move,
+    nearest,
+    new_wheel,
+    wheel_bytes,
+    wheel_places,
+)
 
 BYTE_WORK = 8 * 10**9  # of one byte at 1 bit/s, ns
 CREDIT_ns = 10**6
@@ -94,6 +107,7 @@ CLASS = np.dtype(
 
 PACING = np.dtype(
     [
+        ("classes", np.int64),
         ("free", np.int64),  # the first free slot
         ("held", np.int64),  # packets in all
         ("held_max", np.int64),  # the most there were
@@ -126,6 +140,7 @@ def new_pacer(classes, held_capacity):
     held, control = rows(VERDICT, held_capacity), rows(PACING, 1)
     held["after"] = np.arange(1, held_capacity + 1)
     held["after"][-1:] = NO_SLOT
+    control[0].classes = len(classes)
     control[0].free = 0 if held_capacity else NO_SLOT
     return Pacer(classes, held, new_wheel(len(classes)), control)
 
@@ -136,6 +151,19 @@ def pacer_bytes(classes, held_capacity):
 
 
 @njit
+def places(pacer):
+    """Handles of a pacer's arrays (see memory.py), under the same names: what the functions below take as `at`."""
+    wheel = wheel_places(pacer.wheel)
+    return Pacer(memory(pacer.classes), memory(pacer.held), wheel, memory(pacer.control))
+
+
+@njit(forceinline=True)
+def class_at(at, index):
+    """The CLASS row of a class."""
+    return row_at(at.classes, index, CLASS)
+
+
+@njit(forceinline=True)
 def prepare(verdict, meta, length, row):
     """Begin the VERDICT row of a packet of the class `row`, of `length` bytes. Its mark and DSCP may be changed yet."""
     verdict.id, verdict.queue, verdict.length = meta.id, meta.queue, length
@@ -145,13 +173,13 @@ def prepare(verdict, meta, length, row):
 
 
 @njit(forceinline=True)
-def offer(pacer, index, verdict, tos, now):
+def offer(at, index, verdict, tos, now):
     """Offer a packet to its class; whether `verdict` is complete and to be sent at once. If not, it is held.
 
     index: of the class; verdict: as left by `prepare`; tos: ToS or traffic class. If the packet is held, verdict.slot
     says where: should bytes of it be kept, they are good until that slot is taken anew, by an offer after its release.
     """
-    row, length = pacer.classes[index], np.int64(verdict.length)
+    row, length = class_at(at, index), np.int64(verdict.length)
     row.packets += 1
     row.bytes += length
     verdict.class_index, verdict.slot = index, NO_SLOT
@@ -166,73 +194,73 @@ def offer(pacer, index, verdict, tos, now):
     if wait > row.limit_ns:
         row.over_time += 1
         return drop(verdict)
-    if pacer.control[0].free == NO_SLOT:
+    if row_at(at.control, 0, PACING).free == NO_SLOT:
         row.no_room += 1
         return accept(row, verdict)
     if wait > row.mark_ns and (tos & 3 == 1 or tos & 3 == 2):  # ECT(1), ECT(0)
         verdict.flags |= SET_CE
         row.marked += 1
-    hold(pacer, index, row, verdict, now)
+    hold(at, index, row, verdict, now)
     return False
 
 
 @njit
-def release(pacer, now, verdicts, room):
+def release(at, now, verdicts, room):
     """Write the VERDICT rows of at most `room` packets that are due, in the order of their departure; how many.
 
     If `room` were written there may be more: call again.
     """
-    wheel, made = pacer.wheel, 0
-    advance(wheel, now)
-    index = first_due(wheel, now)
+    made = 0
+    advance(at.wheel, now)
+    index = first_due(at.wheel, now)
     if index >= 0 and room > 0:
-        control = pacer.control[0]
-        control.late_max = max(control.late_max, now - wheel.nodes[index].due)
+        control = row_at(at.control, 0, PACING)
+        control.late_max = max(control.late_max, now - row_at(at.wheel.nodes, index, NODE).due)
     while index >= 0 and made < room:
-        row = pacer.classes[index]
-        let_go(pacer, row, now, verdicts, made)
+        row = class_at(at, index)
+        let_go(at, row, now, verdicts[made])
         row.released += 1
         depart(row, np.int64(verdicts[made].length), now)
         made += 1
         if row.held:
-            move(wheel, index, due_of(row) if row.rate else now, now)
+            move(at.wheel, index, due_of(row) if row.rate else now, now)
         else:
-            delist(wheel, index)
-        index = first_due(wheel, now)
+            delist(at.wheel, index)
+        index = first_due(at.wheel, now)
     return made
 
 
 @njit
-def flush(pacer, now, verdicts, room):
+def flush(at, now, verdicts, room):
     """Write accepting VERDICT rows of at most `room` packets that are held, class by class; how many.
 
     If `room` were written there may be more: call again. No class is charged.
     """
     made = 0
-    for index in range(len(pacer.classes)):
-        row = pacer.classes[index]
+    for index in range(row_at(at.control, 0, PACING).classes):
+        row = class_at(at, index)
         while row.held and made < room:
-            let_go(pacer, row, now, verdicts, made)
+            let_go(at, row, now, verdicts[made])
             row.flushed += 1
             made += 1
             if row.held == 0:
-                delist(pacer.wheel, index)
+                delist(at.wheel, index)
     return made
 
 
 @njit
-def next_due(pacer):
+def next_due(at):
     """When `release` will find a packet, ns; NEVER if none is held."""
-    return nearest(pacer.wheel)
+    return nearest(at.wheel)
 
 
 @njit
-def set_rate(pacer, index, rate, now):
+def set_rate(at, index, rate, now):
     """Give a class another rate, bit/s; 0: what is held leaves with the next release.
 
     The bits that the class owes or has earned stay the same, those earned at most `credit` at the new rate.
     """
-    row = pacer.classes[index]
+    row = class_at(at, index)
     if row.rate == 0:
         row.next, row.rest = now, 0
     elif rate:
@@ -243,14 +271,14 @@ def set_rate(pacer, index, rate, now):
         lend(row, now - row.credit_ns)
     row.rate = rate
     if row.held:
-        move(pacer.wheel, index, due_of(row) if rate else now, now)
+        move(at.wheel, index, due_of(row) if rate else now, now)
 
 
 @njit
-def set_rates(pacer, rates, now):
+def set_rates(at, rates, now):
     """Give each class the rate in `rates` (classes,), int64 bit/s: no packet leaves in between."""
     for index in range(len(rates)):
-        set_rate(pacer, index, rates[index], now)
+        set_rate(at, index, rates[index], now)
 
 
 @njit(forceinline=True)
@@ -258,7 +286,7 @@ def expected_wait(row, now):
     """How long a packet that comes now would be held, ns, as a float."""
     if row.rate == 0:
         return 0.0
-    return max(0, row.next - now) + row.held_bytes * 8e9 / row.rate
+    return max(0, due_of(row) - now) + row.held_bytes * 8e9 / row.rate
 
 
 # --- a class
@@ -305,18 +333,19 @@ def drop(verdict):
 
 
 @njit(forceinline=True)
-def hold(pacer, index, row, verdict, now):
+def hold(at, index, row, verdict, now):
     """Put a packet at the end of the class's FIFO."""
-    control = pacer.control[0]
+    control = row_at(at.control, 0, PACING)
     slot = control.free
-    control.free = pacer.held[slot].after
+    held = row_at(at.held, slot, VERDICT)
+    control.free = np.int64(held.after)
     verdict.arrived, verdict.slot, verdict.after, verdict.verdict = now, slot, NO_SLOT, NF_ACCEPT
-    pacer.held[slot] = verdict
+    copy(held, verdict)
     if row.held:
-        pacer.held[np.int64(row.last)].after = slot
+        row_at(at.held, np.int64(row.last), VERDICT).after = slot
     else:
         row.first = slot
-        enlist(pacer.wheel, index, due_of(row), now)
+        enlist(at.wheel, index, due_of(row), now)
     row.last = slot
     row.held += 1
     row.held_bytes += np.int64(verdict.length)
@@ -325,11 +354,11 @@ def hold(pacer, index, row, verdict, now):
 
 
 @njit(forceinline=True)
-def let_go(pacer, row, now, verdicts, at):
-    """Take the first packet from the class's FIFO; its verdict goes to verdicts[at]."""
-    control, slot = pacer.control[0], np.int64(row.first)
-    held = pacer.held[slot]
-    verdicts[at] = held
+def let_go(at, row, now, verdict):
+    """Take the first packet from the class's FIFO; its verdict goes to `verdict`."""
+    control, slot = row_at(at.control, 0, PACING), np.int64(row.first)
+    held = row_at(at.held, slot, VERDICT)
+    copy(verdict, held)
     length = np.int64(held.length)
     row.first = held.after
     row.held -= 1
@@ -339,3 +368,11 @@ def let_go(pacer, row, now, verdicts, at):
     held.after = control.free
     control.free = slot
     control.held -= 1
+
+
+@njit(forceinline=True)
+def copy(to, row):
+    """All of a VERDICT row."""
+    to.arrived, to.id, to.queue, to.mark, to.length = row.arrived, row.id, row.queue, row.mark, row.length
+    to.class_index, to.slot, to.after = row.class_index, row.slot, row.after
+    to.verdict, to.flags, to.dscp = row.verdict, row.flags, row.dscp

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dataplane.memory import lowest_bit
+from dataplane.memory import lowest_bit, memory, put, row_at, word
 from dataplane.records import NEVER, rows, zeros
 
 TICK_BITS = 16  # 2**16 ns = 65.5 us
@@ -26,6 +26,7 @@ NODE = np.dtype(
     align=True,
 )
 NOWHERE, SORTED = -1, -2
+ONE, ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 WHEEL = np.dtype(
     [
@@ -42,8 +43,8 @@ class Wheel(NamedTuple):
     """The arrays of a wheel."""
 
     nodes: np.ndarray
-    heap: np.ndarray  # int32, numbers of things; none is due before its parent (i - 1) >> 1
-    bits: np.ndarray  # int64, one bit a tick: its list is not empty
+    heap: np.ndarray  # uint64, numbers of things; none is due before its parent (i - 1) >> 1
+    bits: np.ndarray  # uint64, one bit a tick: its list is not empty
     control: np.ndarray
 
 
@@ -54,143 +55,159 @@ def new_wheel(things):
     for link in ("after", "before"):
         nodes[link][things:] = np.arange(things, len(nodes))
     control[0].things = things
-    return Wheel(nodes, zeros(4 * things).view(np.int32), zeros(WHEEL_TICKS // 8).view(np.int64), control)
+    return Wheel(nodes, zeros(8 * things).view(np.uint64), zeros(WHEEL_TICKS // 8).view(np.uint64), control)
 
 
 def wheel_bytes(things):
     """Memory of a wheel."""
-    return (things + WHEEL_TICKS) * NODE.itemsize + 4 * things + WHEEL_TICKS // 8 + WHEEL.itemsize
+    return (things + WHEEL_TICKS) * NODE.itemsize + 8 * things + WHEEL_TICKS // 8 + WHEEL.itemsize
 
 
 @njit(forceinline=True)
-def enlist(wheel, thing, due, now):
+def wheel_places(wheel):
+    """Handles of a wheel's arrays (see memory.py), under the same names: what the functions below take as `at`."""
+    return Wheel(memory(wheel.nodes), memory(wheel.heap), memory(wheel.bits), memory(wheel.control))
+
+
+@njit(forceinline=True)
+def enlist(at, thing, due, now):
     """Place a thing that is nowhere."""
-    control = wheel.control[0]
+    control = row_at(at.control, 0, WHEEL)
     if control.listed == 0:
         control.now = max(control.now, now >> TICK_BITS)
-    wheel.nodes[thing].due = due
-    place(wheel, thing)
+    row_at(at.nodes, thing, NODE).due = due
+    place(at, thing)
 
 
 @njit(forceinline=True)
-def delist(wheel, thing):
+def delist(at, thing):
     """Take a thing from where it is."""
-    node = wheel.nodes[thing]
+    node = row_at(at.nodes, thing, NODE)
     if node.before == SORTED:
-        unsort(wheel, np.int64(node.after))
+        unsort(at, np.int64(node.after))
     else:
-        unlink(wheel, node)
+        unlink(at, node)
     node.before = NOWHERE
 
 
 @njit(forceinline=True)
-def move(wheel, thing, due, now):
+def move(at, thing, due, now):
     """Place a thing anew."""
-    node = wheel.nodes[thing]
-    if node.before == SORTED and due >> TICK_BITS <= wheel.control[0].now:
+    node = row_at(at.nodes, thing, NODE)
+    if node.before == SORTED and due >> TICK_BITS <= row_at(at.control, 0, WHEEL).now:
         node.due = due
-        sift(wheel, np.int64(node.after))
+        sift(at, np.int64(node.after))
     else:
-        delist(wheel, thing)
-        enlist(wheel, thing, due, now)
+        delist(at, thing)
+        enlist(at, thing, due, now)
 
 
 @njit
-def advance(wheel, now):
+def advance(at, now):
     """Turn the wheel: sort what is listed in ticks up to that of `now`."""
-    control, nodes = wheel.control[0], wheel.nodes
+    control = row_at(at.control, 0, WHEEL)
     first, last = control.now + 1, min(now >> TICK_BITS, control.now + WHEEL_TICKS - 1)
     control.now = max(control.now, now >> TICK_BITS)
-    tick = next_tick(wheel, first, last)
+    tick = next_tick(at, first, last)
     while tick <= last:
-        head = control.things + (tick & WHEEL_TICKS - 1)
-        thing = np.int64(nodes[head].after)
-        nodes[head].after = nodes[head].before = head
-        set_bit(wheel, head, 0)
-        while thing != head:
-            following = np.int64(nodes[thing].after)
+        number = head_of(control, tick)
+        head = row_at(at.nodes, number, NODE)
+        thing = np.int64(head.after)
+        head.after = head.before = number
+        clear_bit(at, tick)
+        while thing != number:
+            following = np.int64(row_at(at.nodes, thing, NODE).after)
             control.listed -= 1
-            place(wheel, thing)
+            place(at, thing)
             thing = following
-        tick = next_tick(wheel, tick + 1, last)
+        tick = next_tick(at, tick + 1, last)
 
 
 @njit(forceinline=True)
-def first_due(wheel, now):
+def first_due(at, now):
     """The thing that is due first, if that is by `now`, to which the wheel has been turned; else NOWHERE."""
-    if wheel.control[0].sorted == 0:
+    if row_at(at.control, 0, WHEEL).sorted == 0:
         return NOWHERE
-    thing = np.int64(wheel.heap[0])
-    return thing if wheel.nodes[thing].due <= now else NOWHERE
+    thing = np.int64(word(at.heap, 0))
+    return thing if row_at(at.nodes, thing, NODE).due <= now else NOWHERE
 
 
 @njit
-def nearest(wheel):
+def nearest(at):
     """When the first thing is due; NEVER if there is none.
 
     What is due beyond a turn stands in too early a tick: the search ends at a tick behind which nothing can be earlier.
     """
-    control, nodes, due = wheel.control[0], wheel.nodes, NEVER
+    control, due = row_at(at.control, 0, WHEEL), NEVER
     if control.sorted:
-        return nodes[np.int64(wheel.heap[0])].due
+        return row_at(at.nodes, np.int64(word(at.heap, 0)), NODE).due
     last = control.now + WHEEL_TICKS - 1 if control.listed else control.now
-    tick = next_tick(wheel, control.now + 1, last)
+    tick = next_tick(at, control.now + 1, last)
     while tick <= last and due >> TICK_BITS >= tick:
-        head = control.things + (tick & WHEEL_TICKS - 1)
-        thing = np.int64(nodes[head].after)
-        while thing != head:
-            due, thing = min(due, nodes[thing].due), np.int64(nodes[thing].after)
-        tick = next_tick(wheel, tick + 1, last)
+        number = head_of(control, tick)
+        thing = np.int64(row_at(at.nodes, number, NODE).after)
+        while thing != number:
+            node = row_at(at.nodes, thing, NODE)
+            due, thing = min(due, node.due), np.int64(node.after)
+        tick = next_tick(at, tick + 1, last)
     return due
 
 
 # --- lists
 
 
-@njit
-def place(wheel, thing):
+@njit(forceinline=True)
+def place(at, thing):
     """Sort a thing or list it, by its time."""
-    control, nodes = wheel.control[0], wheel.nodes
-    node = nodes[thing]
+    control, node = row_at(at.control, 0, WHEEL), row_at(at.nodes, thing, NODE)
     tick = node.due >> TICK_BITS
     if tick <= control.now:
-        node.before, node.after = SORTED, control.sorted
-        wheel.heap[control.sorted] = thing
+        node.before = SORTED
         control.sorted += 1
-        sift(wheel, control.sorted - 1)
+        set_place(at, control.sorted - 1, thing)
+        sift(at, control.sorted - 1)
         return
-    head = control.things + (min(tick, control.now + WHEEL_TICKS - 1) & WHEEL_TICKS - 1)
-    node.after, node.before = head, nodes[head].before
-    nodes[np.int64(node.before)].after = nodes[head].before = thing
-    set_bit(wheel, head, 1)
+    tick = min(tick, control.now + WHEEL_TICKS - 1)
+    number = head_of(control, tick)
+    head = row_at(at.nodes, number, NODE)
+    node.after, node.before = number, head.before
+    row_at(at.nodes, np.int64(head.before), NODE).after = thing
+    head.before = thing
+    index = (tick & WHEEL_TICKS - 1) >> 6
+    put(at.bits, index, word(at.bits, index) | ONE << np.uint64(tick & 63))
     control.listed += 1
 
 
 @njit(forceinline=True)
-def unlink(wheel, node):
+def unlink(at, node):
     """Take a node from its list."""
-    after, before = np.int64(node.after), np.int64(node.before)
-    wheel.nodes[before].after, wheel.nodes[after].before = after, before
+    after, before, control = np.int64(node.after), np.int64(node.before), row_at(at.control, 0, WHEEL)
+    row_at(at.nodes, before, NODE).after, row_at(at.nodes, after, NODE).before = after, before
     if after == before:  # only a head is left
-        set_bit(wheel, after, 0)
-    wheel.control[0].listed -= 1
+        clear_bit(at, after - control.things)
+    control.listed -= 1
 
 
 @njit(forceinline=True)
-def set_bit(wheel, head, value):
-    tick = head - wheel.control[0].things
-    bit = np.int64(1) << (tick & 63)
-    wheel.bits[tick >> 6] = wheel.bits[tick >> 6] & ~bit | bit * value
+def head_of(control, tick):
+    """The node that is the head of a tick's list."""
+    return control.things + (tick & WHEEL_TICKS - 1)
 
 
 @njit(forceinline=True)
-def next_tick(wheel, tick, last):
+def clear_bit(at, tick):
+    index = (tick & WHEEL_TICKS - 1) >> 6
+    put(at.bits, index, word(at.bits, index) & ~(ONE << np.uint64(tick & 63)))
+
+
+@njit(forceinline=True)
+def next_tick(at, tick, last):
     """The first tick from `tick` to `last`, at most a turn, that lists anything; one behind `last` if none does."""
     while tick <= last:
         start = tick & 63
-        word = wheel.bits[(tick & WHEEL_TICKS - 1) >> 6] & (np.int64(-1) << start)
-        if word:
-            return min(tick - start + lowest_bit(word), last + 1)
+        there = word(at.bits, (tick & WHEEL_TICKS - 1) >> 6) & ALL << np.uint64(start)
+        if there != np.uint64(0):
+            return min(tick - start + lowest_bit(np.int64(there)), last + 1)
         tick += 64 - start
     return last + 1
 
@@ -199,36 +216,41 @@ def next_tick(wheel, tick, last):
 
 
 @njit(forceinline=True)
-def set_place(wheel, at, thing):
-    wheel.heap[at] = thing
-    wheel.nodes[thing].after = at
-
-
-@njit
-def sift(wheel, at):
-    """Bring the thing at `at`, whose time may be any, to its place in the heap."""
-    heap, nodes, size = wheel.heap, wheel.nodes, wheel.control[0].sorted
-    thing = np.int64(heap[at])
-    due = nodes[thing].due
-    while at > 0 and nodes[np.int64(heap[at - 1 >> 1])].due > due:
-        set_place(wheel, at, np.int64(heap[at - 1 >> 1]))
-        at = at - 1 >> 1
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size and nodes[np.int64(heap[child + 1])].due < nodes[np.int64(heap[child])].due:
-            child += 1
-        if nodes[np.int64(heap[child])].due >= due:
-            break
-        set_place(wheel, at, np.int64(heap[child]))
-        at = child
-    set_place(wheel, at, thing)
+def set_place(at, index, thing):
+    put(at.heap, index, np.uint64(thing))
+    row_at(at.nodes, thing, NODE).after = index
 
 
 @njit(forceinline=True)
-def unsort(wheel, at):
-    """Take the thing at `at` from the heap."""
-    control = wheel.control[0]
+def due_at(at, index):
+    """When the thing at a place of the heap is due."""
+    return row_at(at.nodes, np.int64(word(at.heap, index)), NODE).due
+
+
+@njit
+def sift(at, index):
+    """Bring the thing at `index`, whose time may be any, to its place in the heap."""
+    thing, size = np.int64(word(at.heap, index)), row_at(at.control, 0, WHEEL).sorted
+    due = row_at(at.nodes, thing, NODE).due
+    while index > 0 and due_at(at, index - 1 >> 1) > due:
+        set_place(at, index, np.int64(word(at.heap, index - 1 >> 1)))
+        index = index - 1 >> 1
+    while 2 * index + 1 < size:
+        child = 2 * index + 1
+        if child + 1 < size and due_at(at, child + 1) < due_at(at, child):
+            child += 1
+        if due_at(at, child) >= due:
+            break
+        set_place(at, index, np.int64(word(at.heap, child)))
+        index = child
+    set_place(at, index, thing)
+
+
+@njit(forceinline=True)
+def unsort(at, index):
+    """Take the thing at `index` from the heap."""
+    control = row_at(at.control, 0, WHEEL)
     control.sorted -= 1
-    if at < control.sorted:
-        set_place(wheel, at, np.int64(wheel.heap[control.sorted]))
-        sift(wheel, at)
+    if index < control.sorted:
+        set_place(at, index, np.int64(word(at.heap, control.sorted)))
+        sift(at, index)

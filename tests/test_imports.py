@@ -50,7 +50,7 @@ MAY = {
         "detectors.base",
     },
     "dataplane.wheel": {"dataplane.records", "dataplane.memory"},
-    "dataplane.pacing": {"dataplane.records", "dataplane.wheel"},
+    "dataplane.pacing": {"dataplane.records", "dataplane.memory", "dataplane.wheel"},
     "dataplane.classify": {"dataplane.records", "dataplane.memory"},
     "dataplane.render": {"dataplane.records", "dataplane.text", "dataplane.flowid"},
     "dataplane.events": {

@@ -31,7 +31,7 @@ class Class:
     def wait(self, now):
         if not self.rate:
             return 0
-        return max(0, self.next - now) + Fraction(sum(p[1] for p in self.queue) * 8 * BIT_NS, self.rate)
+        return max(0, self.due(now) - now) + Fraction(sum(p[1] for p in self.queue) * 8 * BIT_NS, self.rate)
 
     def set_rate(self, rate, now):
         if self.rate == 0:

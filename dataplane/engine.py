@@ -25,8 +25,14 @@ BLOCK_TILES = 4  # a block has so many
 DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
 DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
-STAGES = ("read", "decode", "detect", "deliver", "wait")
-SECONDS_OF = {"reading": "read", "decoding": "decode", "waiting": "wait"}  # by a chain's stage
+STAGES = ("read", "decode", "detect", "deliver", "wait", "judge")
+SECONDS_OF = {
+    "reading": "read",
+    "arrive": "read",
+    "decoding": "decode",
+    "waiting": "wait",
+    "judge": "judge",
+}  # by a chain's stage
 NOTHING = Block(np.zeros(1, np.uint8), rows(FRAME, 0))  # a block in which only time passes
 
 
@@ -119,7 +125,7 @@ class Engine:
     def go_on(self, stretch):
         """What a stretch has to give, by the calling thread."""
         if self.stretching is None or self.stretching.stages[0] is not stretch.stage:
-            self.stretching = Chain([stretch.stage, *self.chain.stages])
+            self.stretching = Chain([stretch.stage, *self.chain.stages, *stretch.after])
         if self.relay:
             self.relay.make_windows(stretch.window_bytes)
         self.batch.expect(DELIVER_PACKETS, self.seen)

@@ -41,18 +41,6 @@ NF_DROP, NF_ACCEPT = 0, 1  # linux/netfilter.h
 SET_MARK, SET_CE, SET_DSCP = 1, 2, 4  # VERDICT.flags
 NO_SLOT = -1
 
-META = np.dtype(  # what the queue says of a packet besides its bytes, one row beside each FRAME row
-    [
-        ("id", np.uint32),  # NFQA_PACKET_HDR, packet_id, in the machine's order
-        ("mark", np.uint32),  # NFQA_MARK
-        ("indev", np.int32),  # NFQA_IFINDEX_INDEV, 0 none
-        ("outdev", np.int32),
-        ("queue", np.int32),  # index into our queues
-        ("hook", np.uint8),  # NF_INET_
-    ],
-    align=True,
-)
-
 VERDICT = np.dtype(  # also of a packet that is held
     [
         ("arrived", np.int64),  # ns, if it was held

@@ -36,6 +36,18 @@ FRAME = np.dtype(
     align=True,
 )
 
+META = np.dtype(  # what a queue of the firewall says of a packet besides its bytes, one row beside each FRAME row
+    [
+        ("id", np.uint32),  # of the packet in its queue
+        ("mark", np.uint32),  # of the firewall
+        ("indev", np.int32),  # indices of the interfaces, 0: none
+        ("outdev", np.int32),
+        ("queue", np.int32),  # index into our queues
+        ("hook", np.uint8),  # NF_INET_
+    ],
+    align=True,
+)
+
 # Index lists that a batch holds, of packet rows by kind. IP: all rows; those without a hash are no IP, and no detector
 # of this kind is asked about them. QUIC: UDP from port 443, server to client
 IP, QUIC, ECHO, PTP, STREAM, SANDWICH = range(6)
@@ -191,13 +203,15 @@ class Rows(np.ndarray):
 
 
 class Stretch(NamedTuple):
-    """Instead of Blocks: a chain.Stage that reads frames by itself, tile by tile, as long as it can.
+    """Instead of Blocks: a chain.Stage that reads frames by itself, tile by tile, as long as it can; `after` all others
+    come these.
 
     BATCH.window, where it is set, must have room for `window_bytes`.
     """
 
     stage: object
     window_bytes: int
+    after: tuple = ()
 
 
 class Block(NamedTuple):

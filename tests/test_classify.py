@@ -20,8 +20,7 @@ from dataplane.classify import (
     set_prefix,
 )
 from dataplane.memory import memory
-from dataplane.pacing import META
-from dataplane.records import JIT, rows
+from dataplane.records import JIT, META, rows
 from tests import packets as make
 from tests.naive import classify as naive
 from tests.naive import wire

@@ -52,6 +52,18 @@ MAY = {
     "dataplane.wheel": {"dataplane.records", "dataplane.memory"},
     "dataplane.pacing": {"dataplane.records", "dataplane.memory", "dataplane.wheel"},
     "dataplane.classify": {"dataplane.records", "dataplane.memory"},
+    "dataplane.shim": {
+        "dataplane",
+        "dataplane.records",
+        "dataplane.memory",
+        "dataplane.kernels",
+        "dataplane.chain",
+        "dataplane.capture",
+        "dataplane.wire",
+        "dataplane.wheel",
+        "dataplane.pacing",
+        "dataplane.classify",
+    },
     "dataplane.render": {"dataplane.records", "dataplane.text", "dataplane.flowid"},
     "dataplane.events": {
         "dataplane.records",

@@ -18,10 +18,10 @@ from conftest import require
 from test_street import udp
 
 from dataplane.capture import CaptureError, nfqueue
-from dataplane.capture.nfnetlink import META, NF_ACCEPT, NF_DROP, VERDICT
+from dataplane.capture.nfnetlink import NF_ACCEPT, NF_DROP, VERDICT
 from dataplane.capture.nfqueue import QueueOptions, Queues, WHOLE_bytes
 from dataplane.chain import DONE
-from dataplane.records import CHECKED, FRAME, rows
+from dataplane.records import CHECKED, FRAME, META, rows
 from qoetap.firewall import Rule, install, uninstall
 from qoetap.street import RECEIVER, SENDER, Street
 

@@ -8,7 +8,6 @@ import pytest
 from numba import njit
 
 from dataplane.pacing import (
-    META,
     NF_ACCEPT,
     NF_DROP,
     NO_SLOT,
@@ -30,7 +29,7 @@ from dataplane.pacing import (
     set_rate,
     set_rates,
 )
-from dataplane.records import JIT, NEVER, rows
+from dataplane.records import JIT, META, NEVER, rows
 from tests.naive import pacing as naive
 
 MS, SECOND = 10**6, 10**9

@@ -39,17 +39,6 @@ NF_DROP, NF_ACCEPT = 0, 1
 PLAIN_bytes, MARKED_bytes = 32, 40  # verdicts without and with a mark
 LEAST_bytes, MOST_bytes = 20, 65531  # of a packet that takes another's place: an IPv4 header; what an attribute holds
 
-META = np.dtype(  # beside each FRAME row
-    [
-        ("id", np.uint32),  # of the packet in its queue
-        ("mark", np.uint32),
-        ("indev", np.int32),  # indices of the interfaces, 0: none
-        ("outdev", np.int32),
-        ("queue", np.int32),  # index into the numbers of our queues
-        ("hook", np.uint8),  # NF_INET_
-    ],
-    align=True,
-)
 VERDICT = np.dtype(
     [
         ("id", np.uint32),

@@ -1,0 +1,270 @@
+"""The shim: packets that wait in queues of the firewall go through decoding, detectors and pacing, and get a verdict.
+
+Two stages around the others of a chain (chain.py): `arrive` waits for packets, and while it does lets those go that are
+due; `judge` finds each packet's class and offers it to its pacer. What is held stays in the kernel, only its verdict
+waits here. The chain comes back to Python after BUSY_ns, or IDLE_ns while nothing comes: only then are rates changed,
+so no lock is needed. Compiled only, for a packet costs less than a call from Python.
+"""
+
+import time
+
+import numpy as np
+from numba import njit
+
+from dataplane import pacing, wheel
+from dataplane.capture.nfcalls import MONOTONIC, QUEUES, REALTIME, clock, receive, send, wait
+from dataplane.capture.nfnetlink import VERDICT as ANSWER
+from dataplane.capture.nfqueue import SLOTS
+from dataplane.chain import DONE, SPENT, Stage, batch_at
+from dataplane.classify import Classifier, classify
+from dataplane.kernels import stage_address
+from dataplane.memory import array_at, load64, store64
+from dataplane.pacing import SET_CE, SET_DSCP, SET_MARK, VERDICT, Pacer
+from dataplane.records import FRAME, META, PACKET, Stretch, rows, zeros
+from dataplane.wire.marks import set_traffic_class
+
+BUSY_ns, IDLE_ns = 5_000_000, 50_000_000
+KEPT_bytes = 2048  # of a packet that is held and will be rewritten; longer ones go as they are
+ATTEMPTS = 8  # at sending verdicts
+ROUND = 256  # verdicts at a time
+FRAME_BYTES = FRAME.itemsize
+PLACES = 1024  # of flows that are treated apart, twice as many as there may be
+SAME = -1
+
+OVERRIDE = np.dtype(  # what a flow's packets are given in place of what their class says
+    [
+        ("hash", np.uint64),  # PACKET.hash; 0: nobody
+        ("class_index", np.int32),  # SAME: as rules say
+        ("mark", np.uint32),
+        ("mark_mask", np.uint32),
+        ("dscp", np.int32),  # SAME
+    ],
+    align=True,
+)
+
+PACER, RULES = ("classes", "held", "nodes", "heap", "bits", "wheel", "pacing"), Classifier._fields
+SHIM = np.dtype(
+    [
+        *(
+            (name, np.int64)
+            for name in ("queues", "frames", "metas", "verdicts", "answers", "where", "overrides", "kept")
+        ),
+        *((name, np.int64) for name in PACER),  # addresses, as the ones above
+        *((f"rules_{name}", np.int64) for name in RULES),
+        ("overridden", np.int64),  # flows that are treated apart
+        ("until", np.int64),  # when to come back to Python, ns
+        ("tick", np.int64),  # ns: what is due so soon leaves too
+        ("unwritten", np.int64),  # packets that should have been rewritten but were not whole, or too long
+        ("unanswered", np.int64),  # verdicts that the kernel did not take: their packets wait until the end
+        ("arrived", np.int64),  # frames of the tile at hand
+        ("judged", np.int64),  # of them, those that have their verdict, or are held
+    ],
+    align=True,
+)
+
+
+@njit
+def pacer_at(c):
+    """What pacing's functions take."""
+    return Pacer(c.classes, c.held, wheel.Wheel(c.nodes, c.heap, c.bits, c.wheel), c.pacing)
+
+
+@njit
+def answer(c, q, count):
+    """Send the first `count` verdicts."""
+    verdicts, answers = array_at(c.verdicts, ROUND, VERDICT), array_at(c.answers, ROUND, ANSWER)
+    where = array_at(c.where, ROUND, np.int64)
+    for i in range(count):
+        verdict, told = verdicts[i], answers[i]
+        told.id, told.queue, told.what = verdict.id, verdict.queue, verdict.verdict
+        told.mark, told.set_mark, told.bytes = verdict.mark, np.int64(verdict.flags) & SET_MARK, 0
+        if np.int64(verdict.flags) & (SET_CE | SET_DSCP) and verdict.verdict == pacing.NF_ACCEPT:
+            told.offset = c.kept + np.int64(verdict.slot) * KEPT_bytes if verdict.slot >= 0 else where[i]
+            told.bytes = verdict.length
+            dscp = np.int64(verdict.dscp) if np.int64(verdict.flags) & SET_DSCP else SAME
+            set_traffic_class(told.offset, 0, np.int64(verdict.flags) & SET_CE != 0, dscp)
+    first = 0
+    for _ in range(ATTEMPTS):
+        first += send(q, answers[first:count], 0)
+        if first >= count:
+            return
+    c.unanswered += count - first
+
+
+@njit
+def let_go(c, q, pacer, now):
+    """Send verdicts on what is due."""
+    verdicts, count = array_at(c.verdicts, ROUND, VERDICT), ROUND
+    while count == ROUND:
+        count = pacing.release(pacer, now + c.tick, verdicts, ROUND)
+        answer(c, q, count)
+
+
+def arrive(context, batch):
+    """The first stage: as many frames as there are, SPENT when it is time for Python."""
+    c, b = array_at(context, 1, SHIM)[0], batch_at(batch)
+    q, pacer = array_at(c.queues, 1, QUEUES)[0], pacer_at(c)
+    frames, metas = array_at(c.frames, SLOTS, FRAME), array_at(c.metas, SLOTS, META)
+    b.count = 0
+    while True:
+        now = clock(q, MONOTONIC)
+        let_go(c, q, pacer, now)
+        if now >= c.until:
+            return SPENT
+        if wait(q, min(pacing.next_due(pacer), c.until) - now):
+            count = receive(q, frames, metas, clock(q, REALTIME))
+            if count:
+                break
+    c.until, c.arrived, c.judged = min(c.until, now + BUSY_ns), count, 0
+    b.buf, b.buf_bytes, b.count = q.buf, q.slots * q.slot_bytes, count
+    b.frames = c.frames - b.first * FRAME_BYTES  # as if all tiles were of one long block
+    return DONE
+
+
+@njit
+def override_of(c, pkt):
+    """Number of the packet's OVERRIDE row, -1 if its flow has none."""
+    if c.overridden == 0 or pkt.hash == np.uint64(0):
+        return -1
+    overrides, at = array_at(c.overrides, PLACES, OVERRIDE), np.int64(pkt.hash >> np.uint64(20)) & (PLACES - 1)
+    while overrides[at].hash != np.uint64(0):
+        if overrides[at].hash == pkt.hash:
+            return at
+        at = (at + 1) & (PLACES - 1)
+    return -1
+
+
+@njit
+def set_apart(override, verdict):
+    """What an override says of a verdict."""
+    if override.mark_mask:
+        verdict.mark = (verdict.mark & ~override.mark_mask) | (override.mark & override.mark_mask)
+        verdict.flags = np.int64(verdict.flags) | SET_MARK
+    if override.dscp >= 0:
+        verdict.flags, verdict.dscp = np.int64(verdict.flags) | SET_DSCP, override.dscp
+
+
+@njit
+def keep(c, frame, address, verdict):
+    """Keep the bytes of a packet that is held."""
+    target = c.kept + np.int64(verdict.slot) * KEPT_bytes
+    for i in range(0, frame.caplen, 8):
+        store64(target, i, load64(address, i))
+
+
+@njit
+def offer(c, pacer, index, frame, meta, pkt, apart, verdict, now):
+    """Offer a packet to its class; whether it got its verdict at once. Bytes are rewritten of whole packets only."""
+    row = pacing.class_at(pacer, index)
+    pacing.prepare(verdict, meta, frame.len, row)
+    if apart >= 0:
+        set_apart(array_at(c.overrides, PLACES, OVERRIDE)[apart], verdict)
+    whole = c.kept != 0 and np.int64(frame.caplen) == np.int64(frame.len) <= KEPT_bytes and pkt.ip_version != 0
+    tos = np.int64(pkt.tos) if whole else 0  # 0: not ECN-capable
+    if np.int64(verdict.flags) & SET_DSCP and not whole:
+        verdict.flags = np.int64(verdict.flags) & ~SET_DSCP
+        c.unwritten += 1
+    return pacing.offer(pacer, index, verdict, tos, now)
+
+
+def judge(context, batch):
+    """The last stage: a verdict on each frame of the tile, or a place where it waits."""
+    c, b = array_at(context, 1, SHIM)[0], batch_at(batch)
+    q, pacer = array_at(c.queues, 1, QUEUES)[0], pacer_at(c)
+    rules = Classifier(c.rules_rules, c.rules_keys, c.rules_entries, c.rules_seen, c.rules_control)
+    frames, metas = array_at(c.frames, SLOTS, FRAME), array_at(c.metas, SLOTS, META)
+    packets, verdicts = array_at(b.packets, b.rows, PACKET), array_at(c.verdicts, ROUND, VERDICT)
+    where, made, now = array_at(c.where, ROUND, np.int64), 0, clock(q, MONOTONIC)
+    for i in range(b.count):
+        frame, meta, pkt, verdict = frames[i], metas[i], packets[i], verdicts[made]
+        apart = override_of(c, pkt)
+        index = np.int64(array_at(c.overrides, PLACES, OVERRIDE)[apart].class_index) if apart >= 0 else SAME
+        if index == SAME:
+            index = classify(rules, q.buf, pkt, meta)
+        if offer(c, pacer, index, frame, meta, pkt, apart, verdict, now):
+            where[made] = q.buf + frame.offset
+            made += 1
+        elif np.int64(verdict.flags) & (SET_CE | SET_DSCP):
+            keep(c, frame, q.buf + frame.offset, verdict)
+        c.judged = i + 1
+        if made == ROUND or i + 1 == b.count:
+            answer(c, q, made)
+            made = 0
+    return DONE
+
+
+# For Python, between two runs of the chain
+
+
+@njit(nogil=True, cache=True)
+def change_rates(pacer, indices, rates, limits, now):
+    """Give the classes `indices` other rates, bit/s, and bounds on the time that their packets are held, ns."""
+    at = pacing.places(pacer)
+    for i in range(len(indices)):
+        pacing.class_at(at, indices[i]).limit_ns = limits[i]
+        pacing.set_rate(at, indices[i], rates[i], now)
+
+
+@njit(nogil=True, cache=True)
+def flush(context, pacer, now):
+    """Let all that is held go."""
+    c, at, count = context[0], pacing.places(pacer), ROUND
+    while count == ROUND:
+        count = pacing.flush(at, now, array_at(c.verdicts, ROUND, VERDICT), ROUND)
+        answer(c, array_at(c.queues, 1, QUEUES)[0], count)
+
+
+class Shim:
+    """The shim's rows around Queues, a Pacer and a Classifier.
+
+    rewrite: whether classes or overrides change bytes, for which room is needed; tick_ns: what is due so soon leaves
+    too. `stretch` is to be given to Engine.go_on after each call of `turn`.
+    """
+
+    def __init__(self, queues, pacer, rules, rewrite=False, tick_ns=0):
+        self.queues, self.pacer, self.rules, self.context = queues, pacer, rules, rows(SHIM, 1)
+        self.frames, self.metas, self.overrides = rows(FRAME, SLOTS), rows(META, SLOTS), rows(OVERRIDE, PLACES)
+        self.verdicts, self.answers, self.where = rows(VERDICT, ROUND), rows(ANSWER, ROUND), zeros(8 * ROUND)
+        self.kept = zeros(len(pacer.held) * KEPT_bytes if rewrite else 8)
+        row = self.context[0]
+        for name in ("frames", "metas", "overrides", "verdicts", "answers", "where"):
+            row[name] = getattr(self, name).ctypes.data
+        row.queues, row.kept, row.tick = queues.context.ctypes.data, self.kept.ctypes.data if rewrite else 0, tick_ns
+        arrays = pacer.classes, pacer.held, *pacer.wheel, pacer.control
+        for name, array in zip(PACER, arrays, strict=True):
+            row[name] = array.ctypes.data
+        for name, array in zip(RULES, rules, strict=True):
+            row[f"rules_{name}"] = array.ctypes.data
+        first, last = (Stage(f.__name__, stage_address(f), self.context, None) for f in (arrive, judge))
+        self.stretch = Stretch(first, 0, (last,))
+
+    def turn(self):
+        """Begin a time in which the chain stays in compiled code."""
+        self.context[0].until = time.monotonic_ns() + IDLE_ns
+
+    def change_rates(self, indices, rates, limits, now):
+        """Give classes other rates at once: int64 arrays of their numbers, bit/s, and ns that they may hold packets."""
+        change_rates(self.pacer, indices, rates, limits, now)
+
+    def flush(self):
+        """Let all that is held go."""
+        flush(self.context, self.pacer, time.monotonic_ns())
+
+    def set_overrides(self, overrides):
+        """Treat these flows apart and no others: rows of OVERRIDE, at most half of PLACES."""
+        table = self.overrides
+        table[:] = 0
+        for row in overrides:
+            at = (int(row["hash"]) >> 20) & (PLACES - 1)
+            while table[at]["hash"]:
+                at = (at + 1) & (PLACES - 1)
+            table[at] = row
+        self.context[0].overridden = len(overrides)
+
+    def pardon(self):
+        """Accept the packets of the tile at hand that have no verdict, because a stage failed; how many."""
+        metas = self.metas[int(self.context[0].judged) : int(self.context[0].arrived)]
+        answers = rows(ANSWER, len(metas))
+        answers["id"], answers["queue"], answers["what"] = metas["id"], metas["queue"], pacing.NF_ACCEPT
+        self.context[0].judged = self.context[0].arrived
+        return self.queues.send(answers)

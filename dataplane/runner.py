@@ -120,6 +120,10 @@ class Runner:
         self.turns[0].made = 0
         return taken
 
+    def forget_batch(self):
+        """Leave a batch in the middle, because a stage has failed; its events stay."""
+        self.turns[0].position = 0
+
     def live(self):
         """Slots of this worker's live states and the seq of the packet that made each, oldest first."""
         slots = np.flatnonzero(self.table.keys)

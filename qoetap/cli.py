@@ -16,6 +16,7 @@ PTP delays, available bandwidth and loss of probe and RTP streams, flows.
 commands:
   replay   captures in, events out
   live     the same on interfaces, for months
+  inline   the same on the path, with packets paced by class
   decode   the packets of a capture as a table
   check    is this configuration right?
   schema   JSON Schema of the events
@@ -98,6 +99,32 @@ def live_parser():
     parser.add_argument("--on", metavar="A,B", help="which events (default: iqn.stall_start,iqn.stall_end)")
     parser.add_argument("--top", action="store_true", help="show what goes on, refreshed in place")
     add_running(parser)
+    add_tunnels(parser)
+    add_verbose(parser)
+    return parser
+
+
+def inline_parser():
+    parser = Parser(
+        "inline",
+        "Take packets from the firewall's queues (NFQUEUE), run the detectors over them, pace them by classes of the\n"
+        "configuration (section inline), and hand them on, until TERM or INT ends it: what is held is then let go.\n"
+        "Needs the privilege CAP_NET_ADMIN.",
+        (
+            "qoetap inline -q 5 --install -c site.yaml -o events.jsonl",
+            "qoetap inline --uninstall",
+            "iptables -t mangle -A FORWARD -j NFQUEUE --queue-num 5 --queue-bypass; qoetap inline -q 5",
+        ),
+    )
+    parser.add_argument("-q", "--queue", metavar="NUM", type=int, action="append", default=[], help="may be repeated")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--install", action="store_true", help="put a rule for the queue in, and take it out at the end")
+    what.add_argument("--uninstall", action="store_true", help="take out what a killed run has left, and leave")
+    add_config(parser)
+    add_outputs(parser, "JSON lines on stdout")
+    parser.add_argument("--seed", metavar="N", type=int, help="fix the secret keys of hashes")
+    parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
+    parser.set_defaults(workers=None)
     add_tunnels(parser)
     add_verbose(parser)
     return parser
@@ -229,6 +256,7 @@ def add_verbose(parser, text="say more; with a traceback if something breaks"):
 COMMANDS = {  # name: its parser, module and function
     "replay": (replay_parser, "qoetap.replay", "replay"),
     "live": (live_parser, "qoetap.live", "live"),
+    "inline": (inline_parser, "qoetap.inline", "inline"),
     "decode": (decode_parser, "qoetap.decode", "decode"),
     "check": (check_parser, "qoetap.check", "check"),
     "schema": (schema_parser, "qoetap.check", "schema"),

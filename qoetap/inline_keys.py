@@ -16,7 +16,6 @@ from qoetap.sizes import parse_size, size_text
 QUEUE_MAX = 65535  # of NFQUEUE
 HELD_MAX = 1 << 20  # of a queue's length in the kernel's and in our memory
 CLASSES_MAX, RULES_MAX, FLOWS_MAX = 4096, 64, 4096
-PRIORITY_MAX = 7
 HOLD_MIN_ns = 100_000_000  # bounds how many favours there can be in a time, so what is remembered of them
 NAME = "[a-z0-9_.-]{1,64}"
 CHAINS = ("PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING")
@@ -52,7 +51,6 @@ CLASS = {  # key: (type, default, help)
     "name": (Name, ..., "by which rates, rules and counters name it: a-z, 0-9, _ . -"),
     "match": (match_model, ..., "which packets; {}: all. The first class that matches counts"),
     "rate": (Rate | None, None, "what all its packets together leave at: 500kbit, 2Mbit, 1Gbit; none: at once"),
-    "priority": (Annotated[int, Field(ge=0, le=PRIORITY_MAX)], 0, "of classes that are due, higher ones go first"),
     "set_mark": (MarkBits | None, None, "firewall mark to set: 0x10, or only the bits of a mask: 0x10/0xff"),
     "set_dscp": (Dscp | None, None, "DSCP to set, a number or a name"),
     "limit_bytes": (Size, parse_size("1MiB"), "bytes held at most, later packets are dropped"),

@@ -50,7 +50,7 @@ queues: [0, 1]
 lease: 10s
 control: unix:/run/qoetap/control
 classes:
-  - {name: voice, match: {proto: udp, dscp: [ef, va], dport: 16384-32767}, priority: 5}
+  - {name: voice, match: {proto: udp, dscp: [ef, va], dport: 16384-32767}}
   - name: video
     match: {src: [192.0.2.0/24, "2001:db8::/32"], proto: [tcp, udp], sport: [443, 80]}
     rate: 6Mbit
@@ -143,7 +143,6 @@ def test_an_interface_that_is_not_there():
          "inline.classes.rate?"),
         (with_classes(({}, {"rate": 0})), "inline.classes: c0: rate: a rate is at least 1bit"),
         (with_classes(({}, {"rate": "2Mbps"})), "inline.classes: c0: rate: write a rate"),
-        (with_classes(({}, {"priority": 8})), "inline.classes: c0: priority: should be less than"),
         (with_classes(({}, {"limit_time": "0s"})), "inline.classes: c0: limit_time: must be longer"),
         (with_classes(({}, {"ecn": True, "ecn_time": "1s"})), "inline.classes: c0: ecn_time must be below limit_time, "
          "which is 200ms"),

@@ -3,6 +3,7 @@ mitigation, control, outputs and signals together; its loop is the only place wh
 """
 
 import contextlib
+import ctypes
 import signal
 import time
 
@@ -30,6 +31,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 ENDING = (signal.SIGTERM, signal.SIGINT)
 LATER = (signal.SIGHUP, signal.SIGUSR1)
 WAYS = ("passed", "released", "flushed", "over_bytes", "over_time", "no_room")  # what became of a class's packets
+PR_SET_TIMERSLACK = 29  # linux/prctl.h
 PASS_ns = 1_000_000_000  # for so long everything passes by when we were late
 
 
@@ -45,10 +47,11 @@ def settings_of(args):
     return settings, known
 
 
-def queues_of(numbers, rewrite):
-    """The queues. Exit if they cannot be had."""
+def queues_of(inline, rewrite):
+    """The queues, with room for all that may be held. Exit if they cannot be had."""
+    options = QueueOptions(most=max(inline.held, QueueOptions().most))
     try:
-        return Queues(numbers, QueueOptions(WHOLE_bytes) if rewrite else QueueOptions())
+        return Queues(inline.queues, options._replace(copy_bytes=WHOLE_bytes) if rewrite else options)
     except CaptureError as error:
         raise Exit(PRIVILEGE if "CAP_NET_ADMIN" in str(error) else USAGE, str(error)) from error
 
@@ -56,6 +59,11 @@ def queues_of(numbers, rewrite):
 def firewall_rules(inline):
     """One rule for each queue: packets are shared out by their addresses, so a flow stays with one."""
     return [firewall.Rule(number, chain=inline.chain) for number in inline.queues[:1]]
+
+
+def wake_exactly():
+    """This thread's waits end when they should, not up to 50 us later (PR_SET_TIMERSLACK of prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
 
 
 class Inline:
@@ -72,13 +80,7 @@ class Inline:
         self.declared = inline_events.declared(self.names, rules)
         self.mitigation, self.due = mitigation.Mitigation(rules, inline.dry_run), 0
         self.failures = self.pardoned = self.passes = self.passing_until = 0
-        self.reported, self.ended_by, self.installed, self.control, self.closing = (
-            time.monotonic(),
-            None,
-            False,
-            None,
-            [],
-        )
+        self.reported, self.ended_by, self.installed = time.monotonic(), None, False
         parts, self.options = engine_parts(settings, known)
         paced, matched = classes.class_rows(inline), classes.rule_rows(inline)
         rewrite = any(c.ecn or c.set_dscp is not None for c in inline.classes) or any(r.dscp is not None for r in rules)
@@ -86,7 +88,7 @@ class Inline:
         stack.callback(self.outputs.close)
         self.engine = Engine(parts, self, self.options, 1, settings.batch_rows, settings.agent_id)
         self.engine.load()
-        self.queues = queues_of(inline.queues, rewrite)
+        self.queues = queues_of(inline, rewrite)
         stack.callback(self.queues.close)
         self.shim = Shim(self.queues, new_pacer(paced, inline.held), new_classifier(matched), rewrite, inline.tick)
         self._turn()  # compiles what is not, before packets come
@@ -160,6 +162,7 @@ class Inline:
             self.installed = True
             for note in firewall.install(firewall_rules(self.inline)).notes:
                 say(note)
+        wake_exactly()
         self.notifier.ready()
         say(f"queue {listed_numbers(self.inline.queues)}: {len(self.names)} classes; TERM or INT ends it")
         while not (self.ended_by or self.outputs.deserted):

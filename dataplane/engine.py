@@ -7,6 +7,7 @@ deadline before the packets of the same instant, then by packet number, then by 
 """
 
 import contextlib
+import itertools
 import threading
 import time
 
@@ -154,6 +155,13 @@ class Engine:
     def load(self):
         """Load what is compiled now, not at the first packet, with one worker."""
         self.go_through(NOTHING)
+
+    def give_up(self, frames):
+        """After a stage has failed in go_on: what came before counts, and so do the `frames` of the tile at hand."""
+        self.batch.frames += frames
+        self.settle(None, None)
+        for runner in itertools.chain(*self.runners):
+            runner.forget_batch()
 
     def divide(self, chain, busy):
         """Book the seconds of a chain's run under its stages."""

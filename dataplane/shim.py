@@ -20,15 +20,17 @@ from dataplane.classify import Classifier, classify
 from dataplane.kernels import stage_address
 from dataplane.memory import array_at, load64, store64
 from dataplane.pacing import SET_CE, SET_DSCP, SET_MARK, VERDICT, Pacer
-from dataplane.records import FRAME, META, PACKET, Stretch, rows, zeros
+from dataplane.records import FRAME, META, PACKET, TUNNEL, Stretch, rows, zeros
 from dataplane.wire.marks import set_traffic_class
 
 BUSY_ns, IDLE_ns = 5_000_000, 50_000_000
+AT_ONCE_ns = 20_000  # a packet that comes so soon was there before
 KEPT_bytes = 2048  # of a packet that is held and will be rewritten; longer ones go as they are
 ATTEMPTS = 8  # at sending verdicts
 ROUND = 256  # verdicts at a time
 FRAME_BYTES = FRAME.itemsize
-PLACES = 1024  # of flows that are treated apart, twice as many as there may be
+PLACES = 8192  # for flows that are treated apart
+APART_MAX = PLACES // 2  # of these
 SAME = -1
 
 OVERRIDE = np.dtype(  # what a flow's packets are given in place of what their class says
@@ -53,6 +55,8 @@ SHIM = np.dtype(
         *((f"rules_{name}", np.int64) for name in RULES),
         ("overridden", np.int64),  # flows that are treated apart
         ("until", np.int64),  # when to come back to Python, ns
+        ("left", np.int64),  # when `arrive` was left, ns
+        ("away_max", np.int64),  # the longest time until it was back, with packets there, ns; may be set to 0
         ("tick", np.int64),  # ns: what is due so soon leaves too
         ("unwritten", np.int64),  # packets that should have been rewritten but were not whole, or too long
         ("unanswered", np.int64),  # verdicts that the kernel did not take: their packets wait until the end
@@ -105,17 +109,22 @@ def arrive(context, batch):
     c, b = array_at(context, 1, SHIM)[0], batch_at(batch)
     q, pacer = array_at(c.queues, 1, QUEUES)[0], pacer_at(c)
     frames, metas = array_at(c.frames, SLOTS, FRAME), array_at(c.metas, SLOTS, META)
-    b.count = 0
+    b.count = c.arrived = c.judged = 0
+    begun = clock(q, MONOTONIC)
     while True:
         now = clock(q, MONOTONIC)
         let_go(c, q, pacer, now)
         if now >= c.until:
+            c.left = now
             return SPENT
-        if wait(q, min(pacing.next_due(pacer), c.until) - now):
+        if q.slot < q.got or wait(q, min(pacing.next_due(pacer), c.until) - clock(q, MONOTONIC)):
             count = receive(q, frames, metas, clock(q, REALTIME))
             if count:
                 break
-    c.until, c.arrived, c.judged = min(c.until, now + BUSY_ns), count, 0
+    if c.left and clock(q, MONOTONIC) - begun < AT_ONCE_ns:
+        c.away_max = max(c.away_max, begun - c.left)
+    c.left = clock(q, MONOTONIC)
+    c.until, c.arrived = min(c.until, now + BUSY_ns), count
     b.buf, b.buf_bytes, b.count = q.buf, q.slots * q.slot_bytes, count
     b.frames = c.frames - b.first * FRAME_BYTES  # as if all tiles were of one long block
     return DONE
@@ -160,7 +169,7 @@ def offer(c, pacer, index, frame, meta, pkt, apart, verdict, now):
     if apart >= 0:
         set_apart(array_at(c.overrides, PLACES, OVERRIDE)[apart], verdict)
     whole = c.kept != 0 and np.int64(frame.caplen) == np.int64(frame.len) <= KEPT_bytes and pkt.ip_version != 0
-    tos = np.int64(pkt.tos) if whole else 0  # 0: not ECN-capable
+    tos = np.int64(pkt.tos) if whole and pkt.flags & TUNNEL == 0 else 0  # 0: not ECN-capable, as far as we know
     if np.int64(verdict.flags) & SET_DSCP and not whole:
         verdict.flags = np.int64(verdict.flags) & ~SET_DSCP
         c.unwritten += 1
@@ -215,21 +224,21 @@ def flush(context, pacer, now):
 
 
 class Shim:
-    """The shim's rows around Queues, a Pacer and a Classifier.
+    """The shim's rows around a Pacer and a Classifier, compiled; `attach` gives it Queues.
 
     rewrite: whether classes or overrides change bytes, for which room is needed; tick_ns: what is due so soon leaves
     too. `stretch` is to be given to Engine.go_on after each call of `turn`.
     """
 
-    def __init__(self, queues, pacer, rules, rewrite=False, tick_ns=0):
-        self.queues, self.pacer, self.rules, self.context = queues, pacer, rules, rows(SHIM, 1)
+    def __init__(self, pacer, rules, rewrite=False, tick_ns=0):
+        self.queues, self.pacer, self.rules, self.context = None, pacer, rules, rows(SHIM, 1)
         self.frames, self.metas, self.overrides = rows(FRAME, SLOTS), rows(META, SLOTS), rows(OVERRIDE, PLACES)
         self.verdicts, self.answers, self.where = rows(VERDICT, ROUND), rows(ANSWER, ROUND), zeros(8 * ROUND)
         self.kept = zeros(len(pacer.held) * KEPT_bytes if rewrite else 8)
         row = self.context[0]
         for name in ("frames", "metas", "overrides", "verdicts", "answers", "where"):
             row[name] = getattr(self, name).ctypes.data
-        row.queues, row.kept, row.tick = queues.context.ctypes.data, self.kept.ctypes.data if rewrite else 0, tick_ns
+        row.kept, row.tick = self.kept.ctypes.data if rewrite else 0, tick_ns
         arrays = pacer.classes, pacer.held, *pacer.wheel, pacer.control
         for name, array in zip(PACER, arrays, strict=True):
             row[name] = array.ctypes.data
@@ -237,6 +246,14 @@ class Shim:
             row[f"rules_{name}"] = array.ctypes.data
         first, last = (Stage(f.__name__, stage_address(f), self.context, None) for f in (arrive, judge))
         self.stretch = Stretch(first, 0, (last,))
+        self.flush()
+        nothing = np.zeros(0, np.int64)
+        self.change_rates(nothing, nothing, nothing, 0)
+
+    def attach(self, queues):
+        """Take packets from these Queues."""
+        queues.send(self.answers[:0])  # compiles it
+        self.queues, self.context[0].queues = queues, queues.context.ctypes.data
 
     def turn(self):
         """Begin a time in which the chain stays in compiled code."""
@@ -251,8 +268,8 @@ class Shim:
         flush(self.context, self.pacer, time.monotonic_ns())
 
     def set_overrides(self, overrides):
-        """Treat these flows apart and no others: rows of OVERRIDE, at most half of PLACES."""
-        table = self.overrides
+        """Treat these flows apart and no others: rows of OVERRIDE, of which at most APART_MAX count."""
+        table, overrides = self.overrides, overrides[:APART_MAX]
         table[:] = 0
         for row in overrides:
             at = (int(row["hash"]) >> 20) & (PLACES - 1)
@@ -266,5 +283,8 @@ class Shim:
         metas = self.metas[int(self.context[0].judged) : int(self.context[0].arrived)]
         answers = rows(ANSWER, len(metas))
         answers["id"], answers["queue"], answers["what"] = metas["id"], metas["queue"], pacing.NF_ACCEPT
-        self.context[0].judged = self.context[0].arrived
-        return self.queues.send(answers)
+        row, sent = self.context[0], 0
+        for _ in range(ATTEMPTS):
+            sent += self.queues.send(answers[sent:])
+        row.judged, row.unanswered = row.arrived, row.unanswered + len(answers) - sent
+        return len(answers)

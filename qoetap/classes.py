@@ -12,6 +12,7 @@ import numpy as np
 from dataplane.classify import new_rules, set_prefix
 from dataplane.pacing import new_classes
 from dataplane.records import NEVER
+from dataplane.shim import APART_MAX
 from qoetap.coverage import first_covered, merged
 from qoetap.durations import duration_text
 from qoetap.exits import USAGE, Exit
@@ -41,6 +42,10 @@ def check(inline, events):
     """ValueError if something does not fit together. events: names of all types of event."""
     if len(set(inline.queues)) < len(inline.queues):
         raise ValueError(f"queues: {inline.queues} names a queue twice")
+    if 0 < inline.delay_bound <= inline.tick:
+        raise ValueError("tick is not below delay_bound: packets that leave together would count as late")
+    if sum(rule.max_flows for rule in inline.mitigation) > APART_MAX:
+        raise ValueError(f"mitigation: max_flows of all rules are more than {APART_MAX}: lower them")
     check_classes(inline.classes, events)
     known = {c.name: c for c in inline.classes}
     for number, rule in enumerate(inline.mitigation, 1):

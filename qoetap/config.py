@@ -329,7 +329,8 @@ def check_inline(settings, layers, events):
     try:
         classes.check(settings.inline, events)
     except ValueError as error:
-        origin = next(layer.origin for layer in reversed(layers) if "inline" in layer.values)
+        written = [layer for layer in layers if {"classes", "mitigation"} & set(layer.values.get("inline", ()))]
+        origin = [layer.origin for layer in written or layers if "inline" in layer.values][-1]
         raise ConfigError(f"{origin}: inline.{error}") from None
 
 

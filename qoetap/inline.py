@@ -5,13 +5,14 @@ mitigation, control, outputs and signals together; its loop is the only place wh
 import contextlib
 import ctypes
 import signal
+import sys
 import time
 
 import numpy as np
 
 import detectors as registry
 from dataplane.capture import CaptureError
-from dataplane.capture.nfqueue import QueueOptions, Queues, WHOLE_bytes
+from dataplane.capture.nfqueue import SLOTS, QueueOptions, Queues, WHOLE_bytes
 from dataplane.classify import new_classifier
 from dataplane.engine import Engine
 from dataplane.pacing import new_pacer
@@ -32,6 +33,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 LATER = (signal.SIGHUP, signal.SIGUSR1)
 WAYS = ("passed", "released", "flushed", "over_bytes", "over_time", "no_room")  # what became of a class's packets
 PR_SET_TIMERSLACK = 29  # linux/prctl.h
+SWITCH_seconds = 1e-4  # for which another thread may keep us from the interpreter
 PASS_ns = 1_000_000_000  # for so long everything passes by when we were late
 
 
@@ -42,6 +44,8 @@ def settings_of(args):
     settings = config.load([*layers(args, known), *given], known)
     if not settings.inline.queues:
         raise Exit(USAGE, "name a queue: -q NUM, or inline.queues in the configuration (iptables -j NFQUEUE names it)")
+    if args.install and len(settings.inline.queues) > 1:
+        raise Exit(USAGE, "--install is for one queue: with more, put in rules that share the packets out yourself")
     if CHECKED:
         raise Exit(USAGE, "inline is compiled only: unset NUMBA_DISABLE_JIT and NUMBA_BOUNDSCHECK")
     return settings, known
@@ -54,11 +58,6 @@ def queues_of(inline, rewrite):
         return Queues(inline.queues, options._replace(copy_bytes=WHOLE_bytes) if rewrite else options)
     except CaptureError as error:
         raise Exit(PRIVILEGE if "CAP_NET_ADMIN" in str(error) else USAGE, str(error)) from error
-
-
-def firewall_rules(inline):
-    """One rule for each queue: packets are shared out by their addresses, so a flow stays with one."""
-    return [firewall.Rule(number, chain=inline.chain) for number in inline.queues[:1]]
 
 
 def wake_exactly():
@@ -78,20 +77,21 @@ class Inline:
         self.names, self.rates = classes.names_of(inline), Rates(classes.rates_of(inline), inline.lease)
         self.numbers = inline_events.numbers_of(self.names)
         self.declared = inline_events.declared(self.names, rules)
-        self.mitigation, self.due = mitigation.Mitigation(rules, inline.dry_run), 0
-        self.failures = self.pardoned = self.passes = self.passing_until = 0
+        self.mitigation, self.hashes = mitigation.Mitigation(rules, inline.dry_run), {}
+        self.late_max = self.failures = self.pardoned = self.passes = self.passing_until = 0
         self.reported, self.ended_by, self.installed = time.monotonic(), None, False
         parts, self.options = engine_parts(settings, known)
         paced, matched = classes.class_rows(inline), classes.rule_rows(inline)
         rewrite = any(c.ecn or c.set_dscp is not None for c in inline.classes) or any(r.dscp is not None for r in rules)
         self.outputs = Outputs(settings.outputs or ["-"], [*self.running, *self.declared], True, rotation_of(settings))
         stack.callback(self.outputs.close)
-        self.engine = Engine(parts, self, self.options, 1, settings.batch_rows, settings.agent_id)
+        self.engine = Engine(parts, self, self.options, 1, max(settings.batch_rows, SLOTS), settings.agent_id)
         self.engine.load()
+        self.shim = Shim(new_pacer(paced, inline.held), new_classifier(matched), rewrite, inline.tick)
         self.queues = queues_of(inline, rewrite)
         stack.callback(self.queues.close)
-        self.shim = Shim(self.queues, new_pacer(paced, inline.held), new_classifier(matched), rewrite, inline.tick)
-        self._turn()  # compiles what is not, before packets come
+        self.shim.attach(self.queues)
+        self._turn()
         self.desk = Desk()
         if inline.control:
             stack.callback(Control(inline.control, self.desk, read_token()).close)
@@ -102,13 +102,15 @@ class Inline:
     def write(self, events):
         """Events go out; those that rules wait for are looked at."""
         self.outputs.write(events)
+        actions = []
         for detector, made in events.parts:
             wanted = [code for code, kind in enumerate(detector.events, 1) if kind.name in self.mitigation.wanted]
             for at in np.flatnonzero(np.isin(made["code"], wanted)) if wanted else ():
                 row = made[at]
                 if (ends := mitigation.ends_of(row)) is not None:
                     name = detector.events[int(row["code"]) - 1].name
-                    self._act(self.mitigation.event(name, ends, self.now()))
+                    actions += self.mitigation.event(name, ends, self.now())
+        self._act(actions)
 
     # --- the plane of control
 
@@ -125,7 +127,7 @@ class Inline:
             "packets": self.engine.seen,
             "held": int(pacing.held),
             "held_max": int(pacing.held_max),
-            "late_max_ns": int(pacing.late_max),
+            "late_max_ns": max(self.late_max, int(pacing.late_max)),
             "passing": bool(self.passing_until),
             "passes": self.passes,
             "failures": self.failures,
@@ -159,9 +161,7 @@ class Inline:
     def run(self, signals):
         """Until a signal ends it or nobody reads what it prints."""
         if self.args.install:
-            self.installed = True
-            for note in firewall.install(firewall_rules(self.inline)).notes:
-                say(note)
+            self._install()
         wake_exactly()
         self.notifier.ready()
         say(f"queue {listed_numbers(self.inline.queues)}: {len(self.names)} classes; TERM or INT ends it")
@@ -170,21 +170,29 @@ class Inline:
             self._hear(signals.next(0))
             self._look()
 
+    def _install(self):
+        """Meanwhile packets pass by, for nobody looks after them."""
+        self.installed = True
+        self.queues.pass_by()
+        for note in firewall.install([firewall.Rule(*self.inline.queues, chain=self.inline.chain)]).notes:
+            say(note)
+        self.queues.pass_by(False)
+
     def _turn(self):
         """Some milliseconds in compiled code; a stage that fails costs no packet."""
         self.shim.turn()
-        try:
-            self.engine.go_on(self.shim.stretch)
-        except RuntimeError as error:
-            self._pardon(error)
-        self.engine.pass_time(time.time_ns())
+        for step, *given in ((self.engine.go_on, self.shim.stretch), (self.engine.pass_time, time.time_ns())):
+            try:
+                step(*given)
+            except RuntimeError as error:
+                self._pardon(error)
         self.engine.hand_on()
 
     def _pardon(self, error):
         self.pardoned += self.shim.pardon()
+        self.engine.give_up(int(self.shim.context[0].arrived))
+        self.shim.context[0].arrived = self.shim.context[0].judged = 0
         self.failures += 1
-        for runner in self.engine.runners[0]:
-            runner.forget_batch()
         if self.failures & (self.failures - 1) == 0:  # the first, the second, the fourth …
             say(f"{error}: its packets were let through ({self.failures} times so far)")
 
@@ -199,10 +207,10 @@ class Inline:
 
     def _look(self):
         now = self.now()
-        self.desk.serve(self)
         if (changes := self.rates.expire(now)) is not None:
             self.apply(changes, BY_LEASE)
             say("the lease of the table of rates has ended: the rates of the configuration count again")
+        self.desk.serve(self)
         if now >= self.mitigation.due():
             self._act(self.mitigation.time(now))
         self._check_delay(now)
@@ -216,18 +224,24 @@ class Inline:
 
     def _check_delay(self, now):
         """While we are too late, everything passes by in the kernel."""
-        pacing = self.shim.pacer.control[0]
+        pacing, shim = self.shim.pacer.control[0], self.shim.context[0]
+        late, pacing.late_max, shim.away_max = max(int(pacing.late_max), int(shim.away_max)), 0, 0
+        self.late_max = max(self.late_max, late)
         if self.passing_until:
             if now >= self.passing_until:
                 self.passing_until = 0
-                self.queues.pass_by(False)
-        elif self.inline.delay_bound and pacing.late_max > self.inline.delay_bound:
-            say(f"packets left {int(pacing.late_max) / 1e6:.0f} ms late: everything passes by for {PASS_ns // 10**9} s")
+                self._pass_by(False)
+        elif 0 < self.inline.delay_bound < late:
+            say(f"packets left {late / 1e6:.0f} ms late: everything passes by for {PASS_ns // 10**9} s")
             self.passes += 1
             self.passing_until = now + PASS_ns
-            self.queues.pass_by()
-            self.shim.flush()
-        pacing.late_max = 0
+            self._pass_by()
+
+    def _pass_by(self, passing=True):
+        """Have new packets pass by in the kernel, and let go what is held; or no more."""
+        with contextlib.suppress(OSError):
+            self.queues.pass_by(passing)
+        self.shim.flush()
 
     def _act(self, actions):
         """Flows are favoured, or no more."""
@@ -235,24 +249,39 @@ class Inline:
             return
         made = inline_events.action_rows(self.declared.mitigation, actions, self.mitigation.dry_run, time.time_ns())
         self._tell(self.declared.mitigation, made)
-        self.shim.set_overrides(overrides.rows_of(self.mitigation, self.options, self.numbers))
+        self.shim.set_overrides(overrides.rows_of(self.mitigation, self.hash_of, self.numbers))
         self.apply(self.rates.bound(self.mitigation.bounds()), BY_MITIGATION)
 
+    def hash_of(self, flow):
+        """PACKET.hash of a favoured flow."""
+        if flow not in self.hashes:
+            self.hashes = {known: key for known, key in self.hashes.items() if self.mitigation.override(known)}
+            self.hashes[flow] = overrides.flow_hash(self.options, flow)
+        return self.hashes[flow]
+
+    def let_go(self):
+        """Nothing more comes to us, what is held goes."""
+        self._pass_by()
+        with contextlib.suppress(OSError):
+            self.queues.accept_all()
+
     def end(self):
-        """Nothing more comes to us, what is held goes, what was seen is told. Sentences about what went wrong."""
+        """What was seen is told. Sentences about what went wrong."""
         faults = []
         if self.installed:
             try:
                 firewall.uninstall(self.inline.queues)
             except Exit as error:
                 faults.append(f"the firewall's rules are still there ({error}): qoetap inline --uninstall")
-        self.shim.flush()
         self.queues.close()
-        self._act(self.mitigation.stop(self.now()))
-        self.engine.end()
-        self._tell(self.declared.pace, inline_events.stats_rows(self.declared.pace, self.rows(), time.time_ns()))
         self.notifier.stopping()
         self.outputs.drain()
+        try:
+            self.engine.end()
+        except Exception as error:  # a detector's last tick: what others have to tell is told
+            faults.append(f"at the end: {error}")
+        self._act(self.mitigation.stop(self.now()))
+        self._tell(self.declared.pace, inline_events.stats_rows(self.declared.pace, self.rows(), time.time_ns()))
         self.outputs.close()
         return faults + self.imbalance() + self.outputs.complaints()
 
@@ -303,7 +332,8 @@ def inline(args):
     settings, known = settings_of(args)
     stats_file = open_stats(args.stats)
     put_off(LATER)
-    missing = warm.units(config.chosen(settings, known))
+    missing = warm.units(config.chosen(settings, known), "shim.arrive")
+    sys.setswitchinterval(SWITCH_seconds)
     if missing:
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)
@@ -312,6 +342,7 @@ def inline(args):
         try:
             run.run(signals)
         finally:
+            run.let_go()
             signals.last(ENDING)
             faults = run.end()
         faults += write_stats(stats_file, lambda: stats_of(run))

@@ -26,11 +26,11 @@ def flow_hash(options, ends):
     return int(batch.packets[0].hash)
 
 
-def rows_of(mitigation, options, numbers):
-    """OVERRIDE rows of all flows that are favoured. numbers: of classes by name."""
+def rows_of(mitigation, hash_of, numbers):
+    """OVERRIDE rows of all flows that are favoured. hash_of: a flow's PACKET.hash; numbers: of classes by name."""
     flows = {flow for ruled in mitigation.ruled for flow in ruled.favours}
     found = [(flow, mitigation.override(flow)) for flow in flows]
-    found = [(flow_hash(options, flow), given) for flow, given in found if given is not None]
+    found = [(hash_of(flow), given) for flow, given in found if given is not None]
     made = rows(OVERRIDE, len(found))
     for row, (key, given) in zip(made, found, strict=True):
         row["hash"], row["class_index"] = key, numbers[given.class_name] if given.class_name else SAME

@@ -22,12 +22,15 @@ from dataplane.capture.pcapfile import read_stage
 from dataplane.capture.ring import WALK, walk
 from dataplane.capture.sieve import Sieve
 from dataplane.chain import Chain
+from dataplane.classify import new_classifier, new_rules
 from dataplane.events import Events, Renderer, json_lines
 from dataplane.evidence import History
 from dataplane.kernels import stage_address
+from dataplane.pacing import new_classes, new_pacer
 from dataplane.records import FRAME, JIT, Block, rows
 from dataplane.relay import Relay
 from dataplane.runner import make_runners
+from dataplane.shim import Shim
 from dataplane.wire import decode_options
 from qoetap import config
 
@@ -117,6 +120,7 @@ OTHERS = {
     "merge.merge": lambda: Merge(2, PAGE_bytes, 1, 0),
     "relay.give_stage": compile_relay,
     "evidence.keep": lambda: History(SMALL),
+    "shim.arrive": lambda: Shim(new_pacer(new_classes(1), 1), new_classifier(new_rules(1))),
 }
 
 

@@ -48,7 +48,8 @@ def wait_until(condition, seconds=WAIT_seconds):
 
 
 class Agent:
-    """`qoetap live` in the namespace of `end`; events go to `output` in `folder`. Use it as a context.
+    """`qoetap live` in the namespace of `end`; events go to `output` in `folder`. Use it as a context. `ask`: the
+    words of the command line before those of outputs, of another command.
 
     before: words in front of the command, such as setpriv's. Keywords: interfaces (default: the end's), spec of the
     output (None: what the configuration says), detectors, environment (variables added), heard (the line that says that
@@ -59,7 +60,8 @@ class Agent:
         self.output, self.stats, self.said = Path(folder) / output, Path(folder) / "stats.json", []
         interfaces = [word for name in keywords.pop("interfaces", [end.interface]) for word in ("-i", name)]
         spec, self.heard = keywords.pop("spec", self.output), keywords.pop("heard", "listening")
-        words = ["live", *interfaces, *(["-o", spec] if spec else []), "--stats", self.stats]
+        words = keywords.pop("ask", ["live", *interfaces])
+        words = [*words, *(["-o", spec] if spec else []), "--stats", self.stats]
         words += ["--detectors", keywords.pop("detectors", "flow,icmp_loop"), *options]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"} | keywords.pop("environment", {})
         command = end.command(*before, python, "-m", "qoetap", *words)

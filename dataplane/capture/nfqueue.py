@@ -312,9 +312,9 @@ class Queues:
         drop it. Where the rule has no --queue-bypass, it drops what comes after that.
         """
         if self.socket is not None:
-            with contextlib.suppress(OSError):
-                self.pass_by()
-                self.accept_all()
+            for step in (self.pass_by, self.accept_all):
+                with contextlib.suppress(OSError):
+                    step()
             self.socket.close()
         if self.table is not None:
             self.table.close()

@@ -1,0 +1,244 @@
+"""`qoetap inline` as a process on a real router: what passes, how fast, and that the network outlives it."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from conftest import require
+from test_control import ask
+from test_street import udp
+
+from dataplane.records import CHECKED
+from qoetap import firewall
+from qoetap.exits import PRIVILEGE, USAGE
+from qoetap.street import RECEIVER, SENDER, Street
+from tests.live import Agent, wait_until
+
+pytestmark = pytest.mark.skipif(CHECKED, reason="inline is compiled only")
+
+PACED, FREE, SIZE, RATE = 9000, 9100, 500, 400_000  # bytes of an IP packet; bit/s: 100 packets a second
+HEADERS_bytes = 28
+CLASSES = f"""
+inline:
+  control: unix:FOLDER/control
+  stats_every: 1s
+  classes:
+    - {{name: paced, match: {{proto: udp, dport: {PACED}}}, rate: {RATE}, limit_time: 500ms}}
+    - {{name: fast, match: {{verdict: icmp.rtt}}, set_mark: 7}}
+  mitigation:
+    - {{on: icmp.rtt, do: priority, class: fast, hold: 1s, quiet: 0s}}
+"""
+
+
+@pytest.fixture(scope="module")
+def street(root):
+    for name in ("ip", "iptables", "ip6tables"):
+        require(shutil.which(name), f"{name} is not installed (apt install iproute2 iptables)")
+    with Street() as made:
+        yield made
+
+
+@pytest.fixture
+def start(street, tmp_path):
+    """Starts `qoetap inline` on the router; what it leaves behind in the firewall goes."""
+    config = tmp_path / "site.yaml"
+    config.write_text(CLASSES.replace("FOLDER", str(tmp_path)))
+
+    def begin(*options, install=True, text=None, **keywords):
+        if text is not None:
+            config.write_text(text)
+        words = ["inline", "-q", "5", *(["--install"] if install else []), "-c", config]
+        keywords = {"detectors": "flow,icmp_loop", "heard": "TERM or INT ends it", "ask": words} | keywords
+        return Agent(street.router, tmp_path, *options, **keywords)
+
+    yield begin
+    street.router.inside(firewall.uninstall)
+
+
+class Way:
+    """Two sockets, to one class and to none."""
+
+    def __init__(self, street, family="ipv4"):
+        self.mouth = udp(street.sender, SENDER, family)
+        self.ears = {port: udp(street.receiver, RECEIVER, family, port) for port in (PACED, FREE)}
+        self.to = getattr(RECEIVER, family)
+        for ear in self.ears.values():
+            ear.setblocking(False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for sock in (self.mouth, *self.ears.values()):
+            sock.close()
+
+    def say(self, port, count):
+        for i in range(count):
+            self.mouth.sendto(i.to_bytes(4, "big") + bytes(SIZE - HEADERS_bytes - 4), (self.to, port))
+
+    def heard(self, port):
+        """Numbers of what has arrived."""
+        found = []
+        while True:
+            try:
+                found.append(int.from_bytes(self.ears[port].recv(2000)[:4], "big"))
+            except BlockingIOError:
+                return found
+
+    def arrives(self, port, count):
+        """That so many arrive, in order; and seconds that it took."""
+        since, found = time.monotonic(), []
+        wait_until(lambda: found.extend(self.heard(port)) or len(found) >= count)
+        assert found == sorted(found)
+        return time.monotonic() - since
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_a_class_is_paced_and_nothing_else(street, start, family):
+    with start() as run, Way(street, family) as way:
+        way.say(PACED, 40)
+        way.say(FREE, 100)
+        assert way.arrives(FREE, 100) < 0.3
+        assert 0.3 < way.arrives(PACED, 40) < 0.8  # 39 packets at 100 a second, some of them gone by already
+        ended = run.end()
+    assert ended.status == 0, ended.err
+    assert ended.stats["classes"]["paced"]["released"] == 39
+    assert ended.stats["classes"]["default"]["passed"] >= 100
+    assert street.router.inside(firewall.leftovers) == []
+
+
+def test_more_than_a_class_may_hold_is_dropped_and_counted(street, start):
+    with start() as run, Way(street) as way:
+        way.say(PACED, 100)
+        time.sleep(1)
+        heard = len(way.heard(PACED))
+        paced = run.end().stats["classes"]["paced"]
+    assert 45 <= heard <= 55  # half a second's worth
+    assert paced["packets"] == 100 == heard + paced["over_time"]
+
+
+def test_rates_by_the_api_and_their_lease(street, start, tmp_path):
+    with start() as run, Way(street) as way:
+        api = SimpleNamespace(address=f"unix:{tmp_path}/control")
+        answer = ask(api, "/v1/rates", "PUT", {"version": 1, "lease_s": 1, "rates": {"paced": 10 * RATE}})
+        assert answer.status == 200 and answer.body["changed"] == 1
+        way.say(PACED, 100)
+        assert way.arrives(PACED, 100) < 0.4  # at 1000 a second
+        assert ask(api, "/v1/rates", "PUT", {"version": 1, "lease_s": 1, "rates": {}}).status == 409
+        assert ask(api, "/v1/rates", "PUT", {"version": 2, "lease_s": 1, "rates": {"pacd": 1}}).status == 422
+        run.hear("the lease")
+        changed = run.wait_for(2, "pace.rate_changed")
+        assert [(e["pace"]["old_bps"], e["pace"]["new_bps"]) for e in changed] == [
+            (RATE, 10 * RATE), (10 * RATE, RATE),
+        ]  # fmt: skip
+        classes = {c["name"]: c for c in ask(api, "/v1/classes").body["classes"]}
+        assert classes["paced"]["rate"] == RATE and classes["paced"]["packets"] == 100
+        assert run.end().status == 0
+
+
+def test_what_is_held_goes_at_the_end(street, start):
+    with start() as run, Way(street) as way:
+        way.say(PACED, 40)
+        wait_until(lambda: way.heard(PACED))
+        ended = run.end()
+        time.sleep(0.1)
+        assert ended.status == 0
+        assert ended.stats["classes"]["paced"]["flushed"] > 0
+        assert ended.stats["classes"]["paced"]["flushed"] + ended.stats["classes"]["paced"]["released"] == 39
+
+
+def test_a_kill_loses_what_was_held_and_no_more(street, start):
+    with start() as run, Way(street) as way:
+        way.say(PACED, 40)
+        time.sleep(0.1)
+        run.send(signal.SIGKILL)
+        run.process.wait()
+        way.say(FREE, 50)
+        way.arrives(FREE, 50)
+        assert street.router.inside(firewall.leftovers)
+        command = street.router.command(sys.executable, "-m", "qoetap", "inline", "--uninstall")
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "qoetap:5" in done.stdout and "rules taken out" in done.stderr
+        assert street.router.inside(firewall.leftovers) == []
+
+
+def test_stopped_it_holds_what_the_queue_holds_and_catches_up(street, start):
+    with start("--set", "inline.delay_bound=0s") as run, Way(street) as way:
+        run.send(signal.SIGSTOP)
+        way.say(FREE, 100)
+        time.sleep(0.2)
+        assert way.heard(FREE) == []
+        run.send(signal.SIGCONT)
+        way.arrives(FREE, 100)
+        assert run.end().status == 0
+
+
+def test_too_late_everything_passes_by(street, start):
+    """After a stop, what was due long ago says that we are slow."""
+    with start("--set", "inline.delay_bound=50ms") as run, Way(street) as way:
+        way.say(PACED, 20)
+        wait_until(lambda: way.heard(PACED))
+        run.send(signal.SIGSTOP)
+        time.sleep(0.4)
+        run.send(signal.SIGCONT)
+        run.hear("everything passes by")
+        heard, since = [], time.monotonic()
+        way.say(PACED, 100)
+        wait_until(lambda: heard.extend(way.heard(PACED)) or len(heard) >= 100)
+        assert time.monotonic() - since < 0.9  # paced, they would have taken a second
+        assert run.end().status == 0
+
+
+def test_a_flow_of_which_an_event_speaks_gets_its_class(street, start):
+    """An answered ping is the event; the flow's packets then carry the mark of the class `fast`."""
+    with start("--set", "detectors.icmp_loop.enabled=true") as run:
+        command = street.sender.command("ping", "-c", "6", "-i", "0.2", str(RECEIVER.ipv4))
+        require(shutil.which("ping"), "ping is not installed (apt install iputils-ping)")
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        (begun,) = run.wait_for(1, "mitigation.start")
+        assert begun["mitigation"]["on"] == "icmp.rtt" and begun["mitigation"]["do"] == "priority"
+        run.wait_for(1, "mitigation.end")
+        ended = run.end()
+    assert ended.status == 0
+    assert ended.stats["classes"]["fast"]["passed"] >= 8
+
+
+def test_a_queue_that_is_taken(street, start):
+    with start() as first:
+        command = street.router.command(sys.executable, "-m", "qoetap", "inline", "-q", "5")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == USAGE and f"queue 5 is taken by process {first.pid}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        ("inline: {}\n", (), None),
+        ("inline: {classes: [{name: a, match: {}, rate: 0}]}\n", (), "rate"),
+        ("inline: {classes: [{name: a, match: {}}, {name: b, match: {proto: udp}}]}\n", (), "b is never reached"),
+        (
+            "inline: {classes: [{name: a, match: {in: nowhere0}, rate: 1Mbit}]}\n",
+            (),
+            "there is no interface 'nowhere0'",
+        ),
+    ],
+)
+def test_a_configuration_that_is_wrong(street, tmp_path, text, options, sentence):
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    words = ["inline", *(["-q", "5"] if sentence else []), "-c", path, *options]
+    command = street.router.command(sys.executable, "-m", "qoetap", *words)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == USAGE and (sentence or "name a queue") in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_privilege(street, tmp_path):
+    words = [sys.executable, "-m", "qoetap", "inline", "-q", "5"]
+    command = street.router.command("setpriv", "--reuid=65534", "--bounding-set=-all", "--inh-caps=-all", *words)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == PRIVILEGE and "CAP_NET_ADMIN" in done.stderr

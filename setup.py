@@ -13,7 +13,7 @@ PACKAGES = ("dataplane", "detectors", "controlplane", "endhost", "qoetap", "pcap
 PLOT = ["dpkt", "matplotlib"]
 SINKS = ["pyarrow", "confluent-kafka"]
 EXTRAS = {
-    "inline": ["NetfilterQueue"],  # needs Debian's libnetfilter-queue-dev
+    "inline": [],  # netlink is spoken by qoetap itself
     "parquet": ["pyarrow"],
     "kafka": ["confluent-kafka"],
     "control": ["fastapi", "uvicorn", "highspy", "scipy", "scikit-learn", "dnslib"],

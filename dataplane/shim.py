@@ -255,6 +255,19 @@ class Shim:
         queues.send(self.answers[:0])  # compiles it
         self.queues, self.context[0].queues = queues, queues.context.ctypes.data
 
+    def begin(self):
+        """From now on it counts how long we are away."""
+        self.context[0].left = 0
+
+    @property
+    def tile_frames(self):
+        """Frames of the tile at hand."""
+        return int(self.context[0].arrived)
+
+    def leave_tile(self):
+        """All that the tile at hand holds is judged or pardoned."""
+        self.context[0].arrived = self.context[0].judged = 0
+
     def turn(self):
         """Begin a time in which the chain stays in compiled code."""
         self.context[0].until = time.monotonic_ns() + IDLE_ns

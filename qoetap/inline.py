@@ -163,6 +163,7 @@ class Inline:
         if self.args.install:
             self._install()
         wake_exactly()
+        self.shim.begin()
         self.notifier.ready()
         say(f"queue {listed_numbers(self.inline.queues)}: {len(self.names)} classes; TERM or INT ends it")
         while not (self.ended_by or self.outputs.deserted):
@@ -186,12 +187,12 @@ class Inline:
                 step(*given)
             except RuntimeError as error:
                 self._pardon(error)
+            self.shim.leave_tile()
         self.engine.hand_on()
 
     def _pardon(self, error):
         self.pardoned += self.shim.pardon()
-        self.engine.give_up(int(self.shim.context[0].arrived))
-        self.shim.context[0].arrived = self.shim.context[0].judged = 0
+        self.engine.give_up(self.shim.tile_frames)
         self.failures += 1
         if self.failures & (self.failures - 1) == 0:  # the first, the second, the fourth …
             say(f"{error}: its packets were let through ({self.failures} times so far)")
@@ -290,9 +291,9 @@ class Inline:
         paced = self.shim.pacer.classes
         offered, seen = int(paced["packets"].sum()) + self.pardoned, self.engine.seen
         ended = sum(int(paced[name].sum()) for name in (*WAYS, "held")) + self.pardoned
-        return [f"{seen} packets came, {offered} were offered to classes, {ended} ended"] * (
-            not seen == offered == ended
-        )
+        if seen == offered == ended:
+            return []
+        return [f"{seen} packets came, {offered} were offered to classes, {ended} ended"]
 
 
 def listed_numbers(numbers):

@@ -257,7 +257,8 @@ def test_a_detector_that_fails_costs_no_packet(street, start):
                 engine.go_on(shim.stretch)
             except RuntimeError:
                 failed += shim.pardon()
-                engine.give_up(int(shim.context[0].arrived))
+                engine.give_up(shim.tile_frames)
+            shim.leave_tile()
             heard += len(way.heard(FREE))
     queues.close()
     assert failed == 20 == engine.seen - int(shim.pacer.classes[0].packets)

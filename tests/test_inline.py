@@ -205,6 +205,50 @@ def test_too_late_everything_passes_by(street, start):
         assert run.end().status == 0
 
 
+REWRITING = f"""
+inline:
+  classes:
+    - {{name: paced, match: {{proto: udp, dport: {PACED}}}, rate: {RATE}, ecn: true, ecn_time: 100ms, limit_time: 1s}}
+    - {{name: marked, match: {{proto: udp, dport: {FREE}}}, set_dscp: ef}}
+"""
+ECT0, CE, EF = 2, 3, 46
+RECVTOS, RECVTCLASS = (socket.IPPROTO_IP, 13), (socket.IPPROTO_IPV6, 66)  # linux/in.h, linux/in6.h
+
+
+def traffic_classes(ear):
+    """ToS or traffic class of each packet that has arrived."""
+    found = []
+    while True:
+        try:
+            _, told, *_ = ear.recvmsg(2000, 100)
+        except BlockingIOError:
+            return found
+        found.append(int.from_bytes(told[0][2][:4], "little"))
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_bytes_are_rewritten_also_of_what_is_held(street, start, family):
+    """The DSCP of one class; in the other, CE once a packet would wait for a tenth of a second."""
+    with start(text=REWRITING) as run, Way(street, family) as way:
+        option = (socket.IPPROTO_IP, socket.IP_TOS) if family == "ipv4" else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+        way.mouth.setsockopt(*option, ECT0)
+        for ear in way.ears.values():
+            ear.setsockopt(*(RECVTOS if family == "ipv4" else RECVTCLASS), 1)
+        way.say(FREE, 5)
+        way.say(PACED, 40)
+        found = {PACED: [], FREE: []}
+        wait_until(
+            lambda: [found[port].extend(traffic_classes(way.ears[port])) for port in found]
+            and len(found[PACED]) == 40 and len(found[FREE]) == 5
+        )  # fmt: skip
+        ended = run.end()
+    assert ended.status == 0, ended.err
+    assert found[FREE] == [EF << 2 | ECT0] * 5
+    early, late = found[PACED][:9], found[PACED][13:]
+    assert early == [ECT0] * 9 and late == [CE] * 27
+    assert ended.stats["classes"]["paced"]["marked"] == found[PACED].count(CE)
+
+
 def ping(street, count):
     """Echo requests from one end to the other, each answered."""
     with street.sender.inside(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:

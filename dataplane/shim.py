@@ -68,13 +68,13 @@ SHIM = np.dtype(
 
 
 @njit
-def pacer_at(c):
+def pacer_at(c):  # only compiled
     """What pacing's functions take."""
     return Pacer(c.classes, c.held, wheel.Wheel(c.nodes, c.heap, c.bits, c.wheel), c.pacing)
 
 
 @njit
-def answer(c, q, count):
+def answer(c, q, count):  # only compiled
     """Send the first `count` verdicts."""
     verdicts, answers = array_at(c.verdicts, ROUND, VERDICT), array_at(c.answers, ROUND, ANSWER)
     where = array_at(c.where, ROUND, np.int64)
@@ -96,7 +96,7 @@ def answer(c, q, count):
 
 
 @njit
-def let_go(c, q, pacer, now):
+def let_go(c, q, pacer, now):  # only compiled
     """Send verdicts on what is due."""
     verdicts, count = array_at(c.verdicts, ROUND, VERDICT), ROUND
     while count == ROUND:
@@ -104,7 +104,7 @@ def let_go(c, q, pacer, now):
         answer(c, q, count)
 
 
-def arrive(context, batch):
+def arrive(context, batch):  # only compiled
     """The first stage: as many frames as there are, SPENT when it is time for Python."""
     c, b = array_at(context, 1, SHIM)[0], batch_at(batch)
     q, pacer = array_at(c.queues, 1, QUEUES)[0], pacer_at(c)
@@ -131,7 +131,7 @@ def arrive(context, batch):
 
 
 @njit
-def override_of(c, pkt):
+def override_of(c, pkt):  # only compiled
     """Number of the packet's OVERRIDE row, -1 if its flow has none."""
     if c.overridden == 0 or pkt.hash == np.uint64(0):
         return -1
@@ -144,7 +144,7 @@ def override_of(c, pkt):
 
 
 @njit
-def set_apart(override, verdict):
+def set_apart(override, verdict):  # only compiled
     """What an override says of a verdict."""
     if override.mark_mask:
         verdict.mark = (verdict.mark & ~override.mark_mask) | (override.mark & override.mark_mask)
@@ -154,7 +154,7 @@ def set_apart(override, verdict):
 
 
 @njit
-def keep(c, frame, address, verdict):
+def keep(c, frame, address, verdict):  # only compiled
     """Keep the bytes of a packet that is held."""
     target = c.kept + np.int64(verdict.slot) * KEPT_bytes
     for i in range(0, frame.caplen, 8):
@@ -162,7 +162,7 @@ def keep(c, frame, address, verdict):
 
 
 @njit
-def offer(c, pacer, index, frame, meta, pkt, apart, verdict, now):
+def offer(c, pacer, index, frame, meta, pkt, apart, verdict, now):  # only compiled
     """Offer a packet to its class; whether it got its verdict at once. Bytes are rewritten of whole packets only."""
     row = pacing.class_at(pacer, index)
     pacing.prepare(verdict, meta, frame.len, row)
@@ -176,7 +176,7 @@ def offer(c, pacer, index, frame, meta, pkt, apart, verdict, now):
     return pacing.offer(pacer, index, verdict, tos, now)
 
 
-def judge(context, batch):
+def judge(context, batch):  # only compiled
     """The last stage: a verdict on each frame of the tile, or a place where it waits."""
     c, b = array_at(context, 1, SHIM)[0], batch_at(batch)
     q, pacer = array_at(c.queues, 1, QUEUES)[0], pacer_at(c)
@@ -206,7 +206,7 @@ def judge(context, batch):
 
 
 @njit(nogil=True, cache=True)
-def change_rates(pacer, indices, rates, limits, now):
+def change_rates(pacer, indices, rates, limits, now):  # only compiled
     """Give the classes `indices` other rates, bit/s, and bounds on the time that their packets are held, ns."""
     at = pacing.places(pacer)
     for i in range(len(indices)):
@@ -215,7 +215,7 @@ def change_rates(pacer, indices, rates, limits, now):
 
 
 @njit(nogil=True, cache=True)
-def flush(context, pacer, now):
+def flush(context, pacer, now):  # only compiled
     """Let all that is held go."""
     c, at, count = context[0], pacing.places(pacer), ROUND
     while count == ROUND:
@@ -223,7 +223,7 @@ def flush(context, pacer, now):
         answer(c, array_at(c.queues, 1, QUEUES)[0], count)
 
 
-class Shim:
+class Shim:  # only compiled
     """The shim's rows around a Pacer and a Classifier, compiled; `attach` gives it Queues.
 
     rewrite: whether classes or overrides change bytes, for which room is needed; tick_ns: what is due so soon leaves

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qoetap.lab import Link
+from qoetap.street import Street
 
 
 def require(condition, reason):
@@ -59,4 +60,13 @@ def link(root):
 def pair(root):
     """A Link whose interfaces the test may remove."""
     with Link() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def street(root):
+    """A sender, a router and a receiver."""
+    for name in ("ip", "iptables", "ip6tables"):
+        require(shutil.which(name), f"{name} is not installed (apt install iproute2 iptables)")
+    with Street() as made:
         yield made

@@ -1,6 +1,5 @@
 """`qoetap inline` as a process on a real router: what passes, how fast, and that the network outlives it."""
 
-import shutil
 import signal
 import socket
 import struct
@@ -10,7 +9,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import require
 from numba import njit
 from test_control import ask
 from test_street import udp
@@ -27,7 +25,7 @@ from detectors import load_all
 from qoetap import firewall
 from qoetap.config import build_params, detector_model
 from qoetap.exits import PRIVILEGE, USAGE
-from qoetap.street import RECEIVER, SENDER, Street
+from qoetap.street import RECEIVER, SENDER
 from tests.live import Agent, wait_until
 
 pytestmark = pytest.mark.skipif(CHECKED, reason="inline is compiled only")
@@ -44,14 +42,6 @@ inline:
   mitigation:
     - {{on: icmp.rtt, do: priority, class: fast, hold: 1s, quiet: 0s}}
 """
-
-
-@pytest.fixture(scope="module")
-def street(root):
-    for name in ("ip", "iptables", "ip6tables"):
-        require(shutil.which(name), f"{name} is not installed (apt install iproute2 iptables)")
-    with Street() as made:
-        yield made
 
 
 @pytest.fixture

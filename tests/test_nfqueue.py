@@ -5,7 +5,6 @@ full or gone.
 import ctypes
 import errno
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -14,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import require
 from test_street import udp
 
 from dataplane.capture import CaptureError, nfqueue
@@ -28,14 +26,6 @@ from qoetap.street import RECEIVER, SENDER, Street
 PORT = 5000
 CE = 3  # RFC 3168, 5
 SECOND_ns = 1_000_000_000
-
-
-@pytest.fixture(scope="module")
-def street(root):
-    for name in ("ip", "iptables", "ip6tables"):
-        require(shutil.which(name), f"{name} is not installed (apt install iproute2 iptables)")
-    with Street() as made:
-        yield made
 
 
 @pytest.fixture

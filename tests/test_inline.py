@@ -188,11 +188,12 @@ def test_too_late_everything_passes_by(street, start):
         time.sleep(0.4)
         run.send(signal.SIGCONT)
         run.hear("everything passes by")
-        heard, since = [], time.monotonic()
-        way.say(PACED, 100)
-        wait_until(lambda: heard.extend(way.heard(PACED)) or len(heard) >= 100)
-        assert time.monotonic() - since < 0.9  # paced, they would have taken a second
-        assert run.end().status == 0
+        way.say(PACED, 40)
+        heard = []
+        wait_until(lambda: heard.extend(way.heard(PACED)) or len(heard) >= 40)
+        ended = run.end()
+    assert ended.status == 0, ended.err
+    assert ended.stats["classes"]["paced"]["packets"] < 60  # of as many, those that did not pass by
 
 
 REWRITING = f"""
@@ -325,7 +326,7 @@ def test_a_configuration_that_is_wrong(street, tmp_path, text, options, sentence
     command = street.router.command(sys.executable, "-m", "qoetap", *words)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == USAGE and (sentence or "name a queue") in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.splitlines()[-1].startswith("qoetap: ") and "Traceback" not in done.stderr
 
 
 def test_without_privilege(street, tmp_path):

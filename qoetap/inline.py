@@ -138,7 +138,8 @@ class Inline:
         found["queues"] = [{"queue": number, **counts._asdict()} for number, counts in numbered]
         row, shim = self.queues.context[0], self.shim.context[0]
         found["netlink"] = {name: int(row[name]) for name in ("damaged", "foreign", "overruns", "gone", "refused")}
-        found["netlink"] |= {"unanswered": int(shim.unanswered), "overflows": self.queues.overflows()}
+        found["netlink"] |= {name: int(shim[name]) for name in ("unanswered", "unwritten")}
+        found["netlink"]["overflows"] = self.queues.overflows()
         return found
 
     def apply(self, changes, cause):

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from dataplane.memory import memory, row_at
-from dataplane.records import NEVER, rows
+from dataplane.records import NEVER, NF_ACCEPT, NF_DROP, rows
 from dataplane.wheel import (
     NODE,
     Wheel,
@@ -37,7 +37,6 @@ from dataplane.wheel import (
 BYTE_WORK = 8 * 10**9  # of one byte at 1 bit/s, ns
 CREDIT_ns = 10**6
 
-NF_DROP, NF_ACCEPT = 0, 1  # linux/netfilter.h
 SET_MARK, SET_CE, SET_DSCP = 1, 2, 4  # VERDICT.flags
 NO_SLOT = -1
 

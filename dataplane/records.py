@@ -36,6 +36,7 @@ FRAME = np.dtype(
     align=True,
 )
 
+NF_DROP, NF_ACCEPT = 0, 1  # linux/netfilter.h
 META = np.dtype(  # what a queue of the firewall says of a packet besides its bytes, one row beside each FRAME row
     [
         ("id", np.uint32),  # of the packet in its queue

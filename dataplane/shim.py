@@ -20,7 +20,7 @@ from dataplane.classify import Classifier, classify
 from dataplane.kernels import stage_address
 from dataplane.memory import array_at, load64, store64
 from dataplane.pacing import SET_CE, SET_DSCP, SET_MARK, VERDICT, Pacer
-from dataplane.records import FRAME, META, PACKET, TUNNEL, Stretch, rows, zeros
+from dataplane.records import FRAME, META, NF_ACCEPT, PACKET, TUNNEL, Stretch, rows, zeros
 from dataplane.wire.marks import set_traffic_class
 
 BUSY_ns, IDLE_ns = 5_000_000, 50_000_000
@@ -82,7 +82,7 @@ def answer(c, q, count):  # only compiled
         verdict, told = verdicts[i], answers[i]
         told.id, told.queue, told.what = verdict.id, verdict.queue, verdict.verdict
         told.mark, told.set_mark, told.bytes = verdict.mark, np.int64(verdict.flags) & SET_MARK, 0
-        if np.int64(verdict.flags) & (SET_CE | SET_DSCP) and verdict.verdict == pacing.NF_ACCEPT:
+        if np.int64(verdict.flags) & (SET_CE | SET_DSCP) and verdict.verdict == NF_ACCEPT:
             told.offset = c.kept + np.int64(verdict.slot) * KEPT_bytes if verdict.slot >= 0 else where[i]
             told.bytes = verdict.length
             dscp = np.int64(verdict.dscp) if np.int64(verdict.flags) & SET_DSCP else SAME
@@ -295,7 +295,7 @@ class Shim:  # only compiled
         """Accept the packets of the tile at hand that have no verdict, because a stage failed; how many."""
         metas = self.metas[int(self.context[0].judged) : int(self.context[0].arrived)]
         answers = rows(ANSWER, len(metas))
-        answers["id"], answers["queue"], answers["what"] = metas["id"], metas["queue"], pacing.NF_ACCEPT
+        answers["id"], answers["queue"], answers["what"] = metas["id"], metas["queue"], NF_ACCEPT
         row, sent = self.context[0], 0
         for _ in range(ATTEMPTS):
             sent += self.queues.send(answers[sent:])

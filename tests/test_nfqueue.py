@@ -16,10 +16,10 @@ import pytest
 from test_street import udp
 
 from dataplane.capture import CaptureError, nfqueue
-from dataplane.capture.nfnetlink import NF_ACCEPT, NF_DROP, VERDICT
+from dataplane.capture.nfnetlink import VERDICT
 from dataplane.capture.nfqueue import QueueOptions, Queues, WHOLE_bytes
 from dataplane.chain import DONE
-from dataplane.records import CHECKED, FRAME, META, rows
+from dataplane.records import CHECKED, FRAME, META, NF_ACCEPT, NF_DROP, rows
 from qoetap.firewall import Rule, install, uninstall
 from qoetap.street import RECEIVER, SENDER, Street
 

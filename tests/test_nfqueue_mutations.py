@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dataplane.capture import nfnetlink
-from dataplane.capture.nfnetlink import NF_ACCEPT, NF_DROP, PACKET, VERDICT, VERDICT_BATCH, VERDICT_ONE
+from dataplane.capture.nfnetlink import PACKET, VERDICT, VERDICT_BATCH, VERDICT_ONE
 from dataplane.capture.nfqueue import Counts, counts_of
 from dataplane.memory import memory
-from dataplane.records import FRAME, META, rows
+from dataplane.records import FRAME, META, NF_ACCEPT, NF_DROP, rows
 
 NOW = 1_700_000_000_000_000_000
 SLOT_bytes = 768

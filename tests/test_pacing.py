@@ -8,8 +8,6 @@ import pytest
 from numba import njit
 
 from dataplane.pacing import (
-    NF_ACCEPT,
-    NF_DROP,
     NO_SLOT,
     SET_CE,
     SET_DSCP,
@@ -29,7 +27,7 @@ from dataplane.pacing import (
     set_rate,
     set_rates,
 )
-from dataplane.records import JIT, META, NEVER, rows
+from dataplane.records import JIT, META, NEVER, NF_ACCEPT, NF_DROP, rows
 from tests.naive import pacing as naive
 
 MS, SECOND = 10**6, 10**9

@@ -13,8 +13,9 @@ import numpy as np
 from numba import njit, types
 
 from dataplane.capture import nfnetlink
-from dataplane.capture.nfnetlink import NF_ACCEPT, VERDICT_BATCH
+from dataplane.capture.nfnetlink import VERDICT_BATCH
 from dataplane.memory import array_at, memory
+from dataplane.records import NF_ACCEPT
 
 OUT_bytes = 128 << 10  # of messages in one sending: the longest packet, or 4096 plain verdicts
 

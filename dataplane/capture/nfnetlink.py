@@ -35,7 +35,6 @@ NFQA_PAYLOAD, NFQA_CAP_LEN = 10, 13
 HOOK_AT, PACKET_HDR_bytes = 6, 7  # big-endian u32 id, big-endian u16 protocol, u8 hook
 SECONDS_MAX = 2**33  # later timestamps do not fit int64 ns
 
-NF_DROP, NF_ACCEPT = 0, 1
 PLAIN_bytes, MARKED_bytes = 32, 40  # verdicts without and with a mark
 LEAST_bytes, MOST_bytes = 20, 65531  # of a packet that takes another's place: an IPv4 header; what an attribute holds
 

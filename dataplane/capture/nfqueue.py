@@ -22,11 +22,11 @@ import numpy as np
 
 from dataplane.capture import nfnetlink
 from dataplane.capture.nfcalls import MESSAGE, QUEUES, VECTOR, OUT_bytes, receive_in, send_in, wait_in
-from dataplane.capture.nfnetlink import CONFIG, NF_ACCEPT, NFQA_VERDICT_HDR, NLM_F_ACK, NLM_F_REQUEST, VERDICT_BATCH
+from dataplane.capture.nfnetlink import CONFIG, NFQA_VERDICT_HDR, NLM_F_ACK, NLM_F_REQUEST, VERDICT_BATCH
 from dataplane.capture.source import CaptureError
 from dataplane.kernels import Kernel
 from dataplane.memory import memory
-from dataplane.records import CHECKED, rows, zeros
+from dataplane.records import CHECKED, NF_ACCEPT, rows, zeros
 
 NETLINK_NETFILTER = 12  # linux/netlink.h
 SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK = 270, 5, 10

@@ -6,7 +6,7 @@ import sys
 
 import detectors as registry
 from dataplane.records import CHECKED
-from qoetap import config, firewall, warm
+from qoetap import config, firewall, steering, warm
 from qoetap.exits import DONE, LOST, RUN_ERROR, USAGE, Exit
 from qoetap.plane import ENDING, WAYS, Plane
 from qoetap.replay import layers, listed, open_stats, write_stats
@@ -25,8 +25,8 @@ def settings_of(args):
     settings = config.load([*layers(args, known), *given], known)
     if not settings.inline.queues:
         raise Exit(USAGE, "name a queue: -q NUM, or inline.queues in the configuration (iptables -j NFQUEUE names it)")
-    if args.install and len(settings.inline.queues) > 1:
-        raise Exit(USAGE, "--install is for one queue: with more, put in rules that share the packets out yourself")
+    if args.install:
+        steering.rules_of(settings.inline)  # now, while nothing is changed
     if CHECKED:
         raise Exit(USAGE, "inline is compiled only: unset NUMBA_DISABLE_JIT and NUMBA_BOUNDSCHECK")
     return settings, known

@@ -15,7 +15,7 @@ from dataplane.classify import new_classifier
 from dataplane.engine import Engine
 from dataplane.pacing import new_pacer
 from dataplane.shim import Shim
-from qoetap import classes, config, firewall, inline_events, mitigation, overrides
+from qoetap import classes, config, firewall, inline_events, mitigation, overrides, steering
 from qoetap.control import Control, Desk, read_token
 from qoetap.exits import PRIVILEGE, USAGE, Exit
 from qoetap.notify import Notifier
@@ -155,7 +155,7 @@ class Plane:
         """Meanwhile packets pass by, for nobody looks after them."""
         self.installed = True
         self.queues.pass_by()
-        for note in firewall.install([firewall.Rule(*self.inline.queues, chain=self.inline.chain)]).notes:
+        for note in firewall.install(steering.rules_of(self.inline)).notes:
             say(note)
         self.queues.pass_by(False)
 

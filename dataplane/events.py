@@ -264,7 +264,7 @@ class Renderer:
         return starts
 
     def name_origins(self, events):
-        """Refresh names that detectors declare, the agent's name and the paths of the files, when there are new ones."""
+        """Refresh names that detectors declare, the agent's name and paths of files, when there are new ones."""
         if new := [d for d, _ in events.parts if renamed(d, self.declared[d.name])]:
             self._learn(new)
         files = tuple(events.files)  # the engine appends to it

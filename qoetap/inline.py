@@ -42,8 +42,7 @@ def stats_of(run):
 
 def summarise(run):
     """The last lines on stderr."""
-    rows = run.rows()
-    shown = {name.replace("_", " "): n for name in WAYS if (n := int(rows[name].sum()))}
+    shown = {name.replace("_", " "): n for name, n in run.totals().items() if n and name in WAYS}
     say(f"{run.engine.seen:,} packets" + (f": {listed(shown)}" if shown else ""))
     if run.failures:
         say(f"{run.failures} times a stage failed; {run.pardoned} packets were let through because of it")
@@ -71,9 +70,9 @@ def inline(args):
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)
     with Signals(SIGNALS) as signals, contextlib.ExitStack() as stack:
-        run = Plane(args, settings, known, stack)
+        run = Plane(settings, known, lambda: settings_of(args)[0], stack)
         try:
-            run.run(signals)
+            run.run(signals, args.install)
         finally:
             run.let_go()
             signals.last(ENDING)

@@ -84,7 +84,7 @@ def test_after_an_end_it_is_quiet():
     assert m.event(ON, flow(), 5 * S - 1) == []
     assert what(m.event(ON, flow(), 5 * S)) == [(START, 1)]
     assert m.counts()[0] == {
-        "rule": 1, "on": ON, "do": "priority", "favoured": 1,
+        "rule": 1, "on": ON, "do": "priority", "favoured": 1, "begun": 2,
         "refused": {"quiet": 2, "max_flows": 0, "max_per_client": 0, "budget": 0},
     }  # fmt: skip
 
@@ -215,15 +215,15 @@ def test_events_can_be_written():
     """Every event goes through the renderer and fits the schema."""
     inline = site()
     names, rules = names_of(inline), rules_of(inline, [ON, OFF])
-    pace, mitigation = inline_events.declared(names, rules)
+    pace, mitigation = inline_events.declared(names, [ON])
     counts = new_classes(len(names))
     counts["rate"][2], counts["over_time"][2] = 5000, 7
     m = Mitigation(rules)
     actions = m.event(ON, flow(), 0) + m.time(40 * S)
     changes = [Change("video", None, 100), Change("rest", 100, None)]
     batches = [
-        (pace, inline_events.stats_rows(pace, counts, 10**18)),
-        (pace, inline_events.changed_rows(pace, changes, inline_events.numbers_of(names), "lease_ended", 10**18)),
+        (pace, inline_events.stats_rows(pace, names, counts, 10**18)),
+        (pace, inline_events.changed_rows(pace, changes, "lease_ended", 10**18)),
         (mitigation, inline_events.action_rows(mitigation, actions, False, 10**18)),
     ]
     renderer, found = Renderer([pace, mitigation], json_lines), []
@@ -246,11 +246,11 @@ def test_events_can_be_written():
 
 
 def test_ends_of_event_rows():
-    pace, mitigation = inline_events.declared()
+    pace, mitigation = inline_events.declared(["default"], [ON])
     ends6 = Ends(bytes(range(16)), bytes(range(16, 32)), 1, 2, 6)
     m = Mitigation([RULE])
     actions = m.event(ON, flow(), 0) + m.event(ON, ends6, 0)
     made = inline_events.action_rows(mitigation, actions, True, 5)
     assert [ends_of(row) for row in made] == [flow(), ends6]
-    assert ends_of(inline_events.stats_rows(pace, new_classes(1), 5)[0]) is None
+    assert ends_of(inline_events.stats_rows(pace, ["default"], new_classes(1), 5)[0]) is None
     assert np.all(made["dry_run"] == 1)

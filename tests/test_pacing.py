@@ -3,7 +3,6 @@
 import random
 from itertools import accumulate
 
-import numpy as np
 import pytest
 from numba import njit
 

@@ -1,4 +1,4 @@
-"""Rules of the firewall send a class's packets to the class's queue: in the kernel, against what the classifier says."""
+"""Rules of the firewall send a class's packets to its queue: in the kernel, against what the classifier says."""
 
 import random
 import shutil
@@ -42,18 +42,27 @@ def test_one_queue_takes_one_rule():
 def test_each_class_has_its_queue_and_what_none_matches_the_first():
     section = [{"proto": "udp"}, {"verdict": "iqn.stall_start"}, {"proto": "tcp"}, {"proto": "icmp"}, {"dscp": "ef"}]
     inline = inline_of(
-        with_classes(
-            *section, queues=QUEUES, mitigation=[{"on": "iqn.stall_start", "do": "priority", "class": "c1"}]
-        )
+        with_classes(*section, queues=QUEUES, mitigation=[{"on": "iqn.stall_start", "do": "priority", "class": "c1"}])
     )
     found = [(rule.queue, " ".join(rule.match)) for rule in steering.rules_of(inline)]
     assert found == [(6, "-p 17"), (7, "-p 6"), (5, "-p 1"), (6, "-m dscp --dscp 46"), (5, "")]
 
 
 def test_a_match_in_the_words_of_iptables():
-    match = {"src": ["10.0.0.0/8", "2001:db8::/32"], "sport": "443-8443", "dport": [80, 81], "mark": "0x10/0xf0", "in": "r0"}
-    ends = [f"-p {p} -m multiport --sports 443:8443 -m multiport --dports 80:81 -m mark --mark 0x10/0xf0 -i r0" for p in (6, 17, 132)]
-    four, six = ([(6, version, f"-s {net} {end}") for end in ends] for version, net in ((4, "10.0.0.0/8"), (6, "2001:db8::/32")))
+    match = {
+        "src": ["10.0.0.0/8", "2001:db8::/32"],
+        "sport": "443-8443",
+        "dport": [80, 81],
+        "mark": "0x10/0xf0",
+        "in": "r0",
+    }
+    ends = [
+        f"-p {p} -m multiport --sports 443:8443 -m multiport --dports 80:81 -m mark --mark 0x10/0xf0 -i r0"
+        for p in (6, 17, 132)
+    ]
+    four, six = (
+        [(6, version, f"-s {net} {end}") for end in ends] for version, net in ((4, "10.0.0.0/8"), (6, "2001:db8::/32"))
+    )
     assert words(match) == [*four, *six, (5, 0, "")]
 
 
@@ -71,7 +80,11 @@ def test_a_long_list_of_ports_takes_several_rules():
 @pytest.mark.parametrize(
     ("match", "chain", "sentence"),
     [
-        ({"in": "r0"}, "POSTROUTING", "inline.classes: c0: rules of the chain POSTROUTING know no `in`: give one queue"),
+        (
+            {"in": "r0"},
+            "POSTROUTING",
+            "inline.classes: c0: rules of the chain POSTROUTING know no `in`: give one queue",
+        ),
         ({"out": "r0"}, "INPUT", "inline.classes: c0: rules of the chain INPUT know no `out`"),
         ({"in": "ppp+"}, "FORWARD", "inline.classes: c0: a name that ends in [+] means many"),
         ({"proto": [0, "udp"]}, "FORWARD", "inline.classes: c0: protocol 0 means any"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataplane import render as r
-from dataplane.events import COMMON, PROTOCOL_NAMES, SCHEMA_VERSION, Renderer, one_value, own_columns
+from dataplane.events import COMMON, PROTOCOL_NAMES, SCHEMA_VERSION, Renderer, one_value, own_columns, renamed
 from dataplane.flowid import ICMP, ICMPV6, SCTP, TCP, UDP
 from dataplane.records import EVENT, NO_TIME
 from dataplane.sinks.base import Sink, SinkError, sink_error

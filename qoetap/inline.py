@@ -36,7 +36,7 @@ def stats_of(run):
     """What --stats writes."""
     rows = run.rows()
     told = {name: {f: int(row[f]) for f in rows.dtype.names} for name, row in zip(run.names, rows, strict=True)}
-    ledger = {"seen": run.engine.seen, "pardoned": run.pardoned}
+    ledger = {"seen": run.engine.seen, "pardoned": run.pardoned, "outputs": run.outputs.counts()}
     return {"classes": told, "ledger": ledger, "seconds": run.engine.seconds}
 
 

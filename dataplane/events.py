@@ -207,8 +207,9 @@ def csv_lines(detectors):
             comma = b","
         written = {f.name for f in event_type.fields}
         for other in detectors:
-            for column in own_columns(other):
-                if other.name == detector.name and column.name in written:
+            own = other.name == detector.name
+            for column in own_columns(detector if own else other):
+                if own and column.name in written:
                     template.add(column, detector.event, key=comma, null=comma)
                     comma = b","
                 else:

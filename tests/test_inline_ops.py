@@ -13,7 +13,7 @@ import pytest
 import test_inline
 from test_control import ask
 from test_inline import CLASSES, FREE, PACED, RATE, SIZE, Way, ping
-from test_metrics import get, series, value
+from test_metrics import follow_the_rules, get, series, value
 
 from dataplane.capture.nfqueue import SO_RCVBUFFORCE
 from dataplane.records import CHECKED
@@ -275,6 +275,7 @@ def test_prometheus_is_told(street, start, tmp_path):
         way.arrives(FREE, 12)
         ping(street, 1)
         wait_until(lambda: value(metrics(), "class_packets_held", **{"class": "paced"}) == 0)
+        assert follow_the_rules(street.router.inside(get, ADDRESS, "/metrics").text)
         found, paced = metrics(), {"class": "paced"}
         table = classes_told(tmp_path)["paced"]
         assert value(found, "class_packets_total", **paced) == 60 == table["packets"]

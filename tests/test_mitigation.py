@@ -9,10 +9,12 @@ import pytest
 from dataplane.events import Renderer, json_lines, json_schema
 from dataplane.pacing import new_classes
 from dataplane.records import NEVER
+from dataplane.wire import decode_options
 from qoetap import inline_events
 from qoetap.classes import names_of
 from qoetap.matching import Mark
 from qoetap.mitigation import END, START, Ends, Mitigation, Override, Rule, ends_of, rules_of
+from qoetap.overrides import flow_hash
 from qoetap.rates import Bound, Change
 from tests.test_classes import KNOWN, site
 
@@ -200,6 +202,18 @@ def test_what_is_remembered_is_bounded():
         m.event(ON, Ends(b"\0\0\0\1", tick.to_bytes(4, "big"), 443, 1, 17), tick * 10 * MS)
     favours = 4 * 60 * 10 + 4
     assert len(m.ruled[0].charges) <= 2 * favours and len(m.ruled[0].quiet) <= 2 * favours
+
+
+@pytest.mark.parametrize("proto", [1, 58])
+def test_all_icmp_between_two_hosts_is_one_flow(proto):
+    """As in PACKET.hash: type and code, which events have in place of ports, tell no flows apart."""
+    request, reply = (Ends(b"\x0a\0\0\x01", b"\x0a\0\0\x02", kind, 0, proto) for kind in (8, 0))
+    back = Ends(reply.dst, reply.src, 0, 0, proto)
+    m = Mitigation([RULE])
+    assert len(m.event(ON, request, 0)) == 1 and m.event(ON, reply, 1) == m.event(ON, back, 2) == []
+    options = decode_options(b"icmp")
+    assert flow_hash(options, request) == flow_hash(options, reply) == flow_hash(options, back) != 0
+    assert flow_hash(options, request) != flow_hash(options, request._replace(proto=17))
 
 
 def test_rules_of_the_configuration():

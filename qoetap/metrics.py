@@ -22,7 +22,7 @@ def read_token(environ=os.environ):
 class AgentCollector:
     """All families of one snapshot, which is taken for each scrape."""
 
-    def __init__(self, snapshot, families):
+    def __init__(self, snapshot, families=FAMILIES):
         self.snapshot, self.families = snapshot, families
 
     def collect(self):

@@ -113,13 +113,6 @@ def rule_places(classifier):
     return Classifier(rules, keys, entries, memory(classifier.seen), memory(classifier.control))
 
 
-@njit
-def forget(at):
-    """Empty the cache: to be called after rules have changed. It takes some 50 us."""
-    for i in range(CACHE_ENTRIES):
-        put(at.keys, i, EMPTY)
-
-
 @njit(forceinline=True)
 def classify(at, mem, pkt, meta):
     """The packet's class; `mem`: handle of the buffer that pkt.addr is an offset in."""

@@ -207,8 +207,9 @@ def csv_lines(detectors):
             comma = b","
         written = {f.name for f in event_type.fields}
         for other in detectors:
-            for column in own_columns(other):
-                if other.name == detector.name and column.name in written:
+            own = other.name == detector.name
+            for column in own_columns(detector if own else other):
+                if own and column.name in written:
                     template.add(column, detector.event, key=comma, null=comma)
                     comma = b","
                 else:
@@ -228,21 +229,30 @@ def one_value(column):
     return lambda detectors: (value, str.encode)
 
 
+def renamed(detector, events):
+    """Whether a detector declares its events in another way than `events` does."""
+    return detector.events is not events and detector.events != events
+
+
 class Renderer:
     """Writes events by templates compiled once, into a buffer that it uses again.
 
     layout(detectors) gives (line, escape): line(template, detector, event_type) adds one event's OPs, and escape makes
-    bytes of a name.
+    bytes of a name. Events of a detector whose declaration has got more names than it had are written by the new one.
     """
 
     def __init__(self, detectors, layout):
-        line, escape = layout(detectors)
-        self.template, self.starts, self.longest = Template(escape), {}, 0
-        for detector in detectors:
-            self.starts[detector.name] = self._compile(line, detector)
-        self.ops = np.array(self.template.ops, np.int64)
+        self.line, escape = layout(detectors)
+        self.template, self.starts, self.declared, self.longest = Template(escape), {}, {}, 0
         self.kernel, self.out, self.known = Kernel(r.render), np.empty(0, np.uint8), None
         self.names, self.origins = [], None
+        self._learn(detectors)
+
+    def _learn(self, detectors):
+        for detector in detectors:
+            self.starts[detector.name] = self._compile(self.line, detector)
+            self.declared[detector.name] = detector.events
+        self.ops, self.known = np.array(self.template.ops, np.int64), None
 
     def _compile(self, line, detector):
         """Index of the first OP by event code."""
@@ -255,7 +265,9 @@ class Renderer:
         return starts
 
     def name_origins(self, events):
-        """Refresh the agent's name and the paths of the files, when there are new ones."""
+        """Refresh names that detectors declare, the agent's name and paths of files, when there are new ones."""
+        if new := [d for d, _ in events.parts if renamed(d, self.declared[d.name])]:
+            self._learn(new)
         files = tuple(events.files)  # the engine appends to it
         known = (events.agent_id, len(files))
         if known == self.known:

@@ -262,13 +262,6 @@ def set_rate(at, index, rate, now):
         move(at.wheel, index, due_of(row) if rate else now, now)
 
 
-@njit
-def set_rates(at, rates, now):
-    """Give each class the rate in `rates` (classes,), int64 bit/s: no packet leaves in between."""
-    for index in range(len(rates)):
-        set_rate(at, index, rates[index], now)
-
-
 @njit(forceinline=True)
 def expected_wait(row, now):
     """How long a packet that comes now would be held, ns, as a float."""

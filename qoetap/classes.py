@@ -9,10 +9,10 @@ from itertools import product
 
 import numpy as np
 
-from dataplane.classify import new_rules, set_prefix
-from dataplane.pacing import new_classes
+from dataplane.classify import new_classifier, new_rules, set_prefix
+from dataplane.pacing import new_classes, new_pacer
 from dataplane.records import NEVER
-from dataplane.shim import APART_MAX
+from dataplane.shim import APART_MAX, Shim
 from qoetap.coverage import first_covered, merged
 from qoetap.durations import duration_text
 from qoetap.exits import USAGE, Exit
@@ -33,6 +33,12 @@ def names_of(inline):
 def rates_of(inline):
     """{class: bit/s}, None where the file tells no rate; without `default`."""
     return {c.name: c.rate for c in inline.classes}
+
+
+def rewrites(inline):
+    """Whether bytes of packets may be changed."""
+    marking = any(c.ecn or c.set_dscp is not None for c in inline.classes)
+    return marking or any(rule.dscp is not None for rule in inline.mitigation)
 
 
 # --- what must hold
@@ -170,6 +176,11 @@ def class_rows(inline):
         if c.set_dscp is not None:
             row["dscp"] = c.set_dscp
     return rows
+
+
+def shim_of(inline, rewrite):
+    """A new Shim. Exit if there is no such interface as a class names."""
+    return Shim(new_pacer(class_rows(inline), inline.held), new_classifier(rule_rows(inline)), rewrite, inline.tick)
 
 
 def _values(match):

@@ -118,7 +118,9 @@ def inline_parser():
     )
     parser.add_argument("-q", "--queue", metavar="NUM", type=int, action="append", default=[], help="may be repeated")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--install", action="store_true", help="put a rule for the queue in, and take it out at the end")
+    what.add_argument(
+        "--install", action="store_true", help="put in rules for the queues, and take them out at the end"
+    )
     what.add_argument("--uninstall", action="store_true", help="take out what a killed run has left, and leave")
     add_config(parser)
     add_outputs(parser, "JSON lines on stdout")

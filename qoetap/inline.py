@@ -6,7 +6,7 @@ import sys
 
 import detectors as registry
 from dataplane.records import CHECKED
-from qoetap import config, firewall, warm
+from qoetap import config, firewall, steering, warm
 from qoetap.exits import DONE, LOST, RUN_ERROR, USAGE, Exit
 from qoetap.plane import ENDING, WAYS, Plane
 from qoetap.replay import layers, listed, open_stats, write_stats
@@ -25,8 +25,8 @@ def settings_of(args):
     settings = config.load([*layers(args, known), *given], known)
     if not settings.inline.queues:
         raise Exit(USAGE, "name a queue: -q NUM, or inline.queues in the configuration (iptables -j NFQUEUE names it)")
-    if args.install and len(settings.inline.queues) > 1:
-        raise Exit(USAGE, "--install is for one queue: with more, put in rules that share the packets out yourself")
+    if args.install:
+        steering.rules_of(settings.inline)  # now, while nothing is changed
     if CHECKED:
         raise Exit(USAGE, "inline is compiled only: unset NUMBA_DISABLE_JIT and NUMBA_BOUNDSCHECK")
     return settings, known
@@ -36,14 +36,13 @@ def stats_of(run):
     """What --stats writes."""
     rows = run.rows()
     told = {name: {f: int(row[f]) for f in rows.dtype.names} for name, row in zip(run.names, rows, strict=True)}
-    ledger = {"seen": run.engine.seen, "pardoned": run.pardoned}
+    ledger = {"seen": run.engine.seen, "pardoned": run.pardoned, "outputs": run.outputs.counts()}
     return {"classes": told, "ledger": ledger, "seconds": run.engine.seconds}
 
 
 def summarise(run):
     """The last lines on stderr."""
-    rows = run.rows()
-    shown = {name.replace("_", " "): n for name in WAYS if (n := int(rows[name].sum()))}
+    shown = {name.replace("_", " "): n for name, n in run.totals().items() if n and name in WAYS}
     say(f"{run.engine.seen:,} packets" + (f": {listed(shown)}" if shown else ""))
     if run.failures:
         say(f"{run.failures} times a stage failed; {run.pardoned} packets were let through because of it")
@@ -71,9 +70,9 @@ def inline(args):
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)
     with Signals(SIGNALS) as signals, contextlib.ExitStack() as stack:
-        run = Plane(args, settings, known, stack)
+        run = Plane(settings, known, lambda: settings_of(args)[0], stack)
         try:
-            run.run(signals)
+            run.run(signals, args.install)
         finally:
             run.let_go()
             signals.last(ENDING)

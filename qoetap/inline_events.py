@@ -1,8 +1,8 @@
 """Events of `qoetap inline`: pace.stats, pace.rate_changed, mitigation.start, mitigation.end.
 
-No detectors, but declared as such, so that their events go the way of all others. `declared` gives them the names of a
-configuration's classes and rules, which rows then hold as numbers; PACE and MITIGATION, without names, are for the
-schema.
+No detectors, but declared as such, so that their events go the way of all others. `declared` gives them the names of
+classes and events, which rows then hold as numbers; PACE and MITIGATION, without names, are for the schema. A new
+configuration adds names and takes none away: rows that wait to be written keep their meaning.
 """
 
 from typing import NamedTuple
@@ -47,8 +47,8 @@ class Declared(NamedTuple):
     mitigation: Detector
 
 
-def declared(class_names=(), rules=()):
-    """Declared for these names of classes by their numbers, and these mitigation.Rule."""
+def declared(class_names=(), ons=()):
+    """Declared for these names of classes, and names of events that rules of mitigation are on: rows number them so."""
     name = Field("class", np.int32, "name of the class", tuple(class_names))
     pace = (
         EventType(
@@ -73,7 +73,7 @@ def declared(class_names=(), rules=()):
     )
     about = (
         _int("rule", "number of the rule in the configuration, from 1"),
-        Field("on", np.uint8, "event that the rule is on", tuple(rule.on for rule in rules)),
+        Field("on", np.int32, "event that the rule is on", tuple(ons)),
         Field("do", np.uint8, "what the rule does", DOES),
         Field("dry_run", np.uint8, "nothing was done, only reported", "bool"),
     )
@@ -104,20 +104,26 @@ def _bps(rate):
     return rate or NO_TIME
 
 
-def stats_rows(pace, classes, ts):
-    """Event rows of CLASS rows, one each. ts: ns since 1970."""
-    made = rows(pace.event, len(classes))
+def _numbers(detector, name):
+    """{name: number} of what a field of a Declared names."""
+    names = next(field.form for kind in detector.events for field in kind.fields if field.name == name)
+    return {text: number for number, text in enumerate(names)}
+
+
+def stats_rows(pace, names, classes, ts):
+    """Event rows of CLASS rows, one each. names: of these classes; ts: ns since 1970."""
+    made, numbers = rows(pace.event, len(classes)), _numbers(pace, "class")
     made["ts"], made["code"] = ts, STATS_CODE
-    made["class"] = np.arange(len(classes))
+    made["class"] = [numbers[name] for name in names]
     made["rate_bps"] = np.where(classes["rate"] == 0, NO_TIME, classes["rate"])
     for field, (source, _) in COUNTED.items():
         made[field] = classes[source]
     return made
 
 
-def changed_rows(pace, changes, numbers, cause, ts):
-    """Event rows of rates.Change. numbers: of the classes by name; cause: one of rates.CAUSES."""
-    made = rows(pace.event, len(changes))
+def changed_rows(pace, changes, cause, ts):
+    """Event rows of rates.Change. cause: one of rates.CAUSES."""
+    made, numbers = rows(pace.event, len(changes)), _numbers(pace, "class")
     made["ts"], made["code"], made["changed_by"] = ts, CHANGED_CODE, CAUSES.index(cause)
     for row, change in zip(made, changes, strict=True):
         row["class"] = numbers[change.name]
@@ -127,11 +133,11 @@ def changed_rows(pace, changes, numbers, cause, ts):
 
 def action_rows(mitigation, actions, dry_run, ts):
     """Event rows of mitigation.Action."""
-    made = rows(mitigation.event, len(actions))
+    made, numbers = rows(mitigation.event, len(actions)), _numbers(mitigation, "on")
     made["ts"], made["dry_run"] = ts, dry_run
     for row, action in zip(made, actions, strict=True):
         _put_ends(row, action.ends)
-        row["rule"], row["on"] = action.rule.number, action.rule.number - 1
+        row["rule"], row["on"] = action.rule.number, numbers[action.rule.on]
         row["do"] = DOES.index(action.rule.do)
         if action.what == START:
             row["code"], row["longest_ns"] = START_CODE, action.until - action.since
@@ -150,7 +156,7 @@ def _put_ends(row, ends):
 
 
 def numbers_of(class_names):
-    """{name: number} without `default`, as changed_rows takes them."""
+    """{name: number} of the classes in force, without `default`."""
     return {name: number for number, name in enumerate(class_names) if name != DEFAULT}
 
 

@@ -22,12 +22,12 @@ def read_token(environ=os.environ):
 class AgentCollector:
     """All families of one snapshot, which is taken for each scrape."""
 
-    def __init__(self, snapshot):
-        self.snapshot = snapshot
+    def __init__(self, snapshot, families=FAMILIES):
+        self.snapshot, self.families = snapshot, families
 
     def collect(self):
         snapshot = self.snapshot()
-        return [family.of(snapshot) for family in FAMILIES]
+        return [family.of(snapshot) for family in self.families]
 
 
 class Handler(serving.Handler):
@@ -57,10 +57,10 @@ class Handler(serving.Handler):
 class Server(serving.Server):
     """Answers with what `snapshot()` tells."""
 
-    def __init__(self, family, where, snapshot, token):
+    def __init__(self, family, where, snapshot, token, families):
         self.snapshot, self.asking = snapshot, threading.Lock()
         self.registry = CollectorRegistry()
-        self.registry.register(AgentCollector(self.take))
+        self.registry.register(AgentCollector(self.take, families))
         ProcessCollector(registry=self.registry)
         super().__init__(family, where, Handler, token)
 
@@ -84,10 +84,11 @@ class Server(serving.Server):
 class Exporter(serving.Service):
     """Serves the numbers of `snapshot()` on `address` (HOST:PORT; port 0: any that is free) until `close`.
 
-    token: what requests must bring, None: nothing. `address` then says where. Exit if that cannot be.
+    token: what requests must bring, None: nothing; families: of which metrics. `address` then says where. Exit if that
+    cannot be.
     """
 
-    def __init__(self, address, snapshot, token=None):
+    def __init__(self, address, snapshot, token=None, families=FAMILIES):
         family, where = serving.endpoint(address, PLACE, token)
-        server = serving.made(lambda: Server(family, where, snapshot, token), address, PLACE)
+        server = serving.made(lambda: Server(family, where, snapshot, token, families), address, PLACE)
         super().__init__(server, "qoetap-metrics")

@@ -24,6 +24,7 @@ from qoetap.inline_keys import DSCP, MARK, PACE_OTHERS, PRIORITY, RATE
 from qoetap.rates import Bound
 
 IPV6_CLIENT_bytes = 8  # /64, RFC 7421
+ICMP, ICMPV6 = 1, 58  # IANA, protocol numbers
 START, END = "start", "end"
 BY_EVENT, BY_HOLD, BY_BUDGET, BY_STOP = REASONS = ("event", "hold", "budget", "stop")  # why a favour ended
 REFUSALS = ("quiet", "max_flows", "max_per_client", "budget")  # why none began
@@ -35,13 +36,16 @@ class Ends(NamedTuple):
 
     src: bytes
     dst: bytes
-    sport: int
-    dport: int
+    sport: int  # ICMP: type
+    dport: int  # and code
     proto: int
 
     def flow(self):
-        """The same for both directions."""
-        return min(self, Ends(self.dst, self.src, self.dport, self.sport, self.proto))
+        """The same for both directions. ICMP's type and code tell no flows apart, as in PACKET.hash."""
+        sport, dport = (0, 0) if self.proto in (ICMP, ICMPV6) else (self.sport, self.dport)
+        return min(
+            Ends(self.src, self.dst, sport, dport, self.proto), Ends(self.dst, self.src, dport, sport, self.proto)
+        )
 
 
 class Rule(NamedTuple):
@@ -119,7 +123,7 @@ class Ruled:
     """The favours of one rule."""
 
     def __init__(self, rule):
-        self.rule, self.favours, self.refused = rule, {}, Counter()
+        self.rule, self.favours, self.refused, self.begun = rule, {}, Counter(), 0
         self.charges = {}  # client: [Favour], those that have not come back
         self.quiet, self.swept = {}, 0  # flow: when it may be favoured again
         self.due = NEVER
@@ -137,6 +141,7 @@ class Ruled:
             return None
         favour = self.favours[flow] = Favour(ends, now)
         self.charges.setdefault(client, []).append(favour)
+        self.begun += 1
         self._extend(favour, client, now)
         return Action(START, self.rule, ends, now, favour.until, "")
 
@@ -266,7 +271,7 @@ class Mitigation:
         """What each rule does and has refused, for GET /v1/status."""
         return [
             {
-                "rule": r.rule.number, "on": r.rule.on, "do": r.rule.do, "favoured": len(r.favours),
+                "rule": r.rule.number, "on": r.rule.on, "do": r.rule.do, "favoured": len(r.favours), "begun": r.begun,
                 "refused": {reason: r.refused[reason] for reason in REFUSALS},
             }
             for r in self.ruled

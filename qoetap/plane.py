@@ -11,13 +11,21 @@ import numpy as np
 
 from dataplane.capture import CaptureError
 from dataplane.capture.nfqueue import SLOTS, QueueOptions, Queues, WHOLE_bytes
-from dataplane.classify import new_classifier
 from dataplane.engine import Engine
-from dataplane.pacing import new_pacer
-from dataplane.shim import Shim
-from qoetap import classes, config, firewall, inline_events, mitigation, overrides
+from qoetap import (
+    classes,
+    config,
+    firewall,
+    inline_events,
+    inline_numbers,
+    metrics,
+    mitigation,
+    overrides,
+    steering,
+)
 from qoetap.control import Control, Desk, read_token
 from qoetap.exits import PRIVILEGE, USAGE, Exit
+from qoetap.inline_reload import Reloading
 from qoetap.notify import Notifier
 from qoetap.outputs import Outputs, rotation_of
 from qoetap.rates import BY_LEASE, BY_MITIGATION, Rates
@@ -47,34 +55,50 @@ def wake_exactly():
 class Plane:
     """What control.py calls the plane, and the engine its sink."""
 
-    def __init__(self, args, settings, known, stack):
-        """stack: an ExitStack, which closes what was opened."""
+    def __init__(self, settings, known, reread, stack):
+        """reread() -> settings, when the configuration may have changed; stack: an ExitStack, which closes what was
+        opened.
+        """
         inline = settings.inline
-        self.args, self.settings, self.inline, self.started = args, settings, inline, time.monotonic()
+        self.settings, self.known, self.inline, self.started = settings, known, inline, time.monotonic()
+        self.root, self.rewrite = config.root_secret(settings.seed), classes.rewrites(inline)
         self.running = list(config.chosen(settings, known).values())
-        rules = mitigation.rules_of(inline, [kind.name for d in self.running for kind in d.events])
-        self.names, self.rates = classes.names_of(inline), Rates(classes.rates_of(inline), inline.lease)
-        self.numbers = inline_events.numbers_of(self.names)
-        self.declared = inline_events.declared(self.names, rules)
-        self.mitigation, self.hashes = mitigation.Mitigation(rules, inline.dry_run), {}
+        self.told_names, self.told_events = [], []  # that events have spoken of, or may
+        self.declare(classes.names_of(inline), mitigation.rules_of(inline, self.event_names()))
+        self.rates = Rates(classes.rates_of(inline), inline.lease)
+        self.mitigation, self.hashes = mitigation.Mitigation(self.rules, inline.dry_run), {}
+        self.former = dict.fromkeys(("packets", *WAYS), 0)  # of classes that there are no more
         self.late_max = self.failures = self.pardoned = self.passes = self.passing_until = 0
         self.reported, self.ended_by, self.installed = time.monotonic(), None, False
-        parts, self.options = engine_parts(settings, known)
-        paced, matched = classes.class_rows(inline), classes.rule_rows(inline)
-        rewrite = any(c.ecn or c.set_dscp is not None for c in inline.classes) or any(r.dscp is not None for r in rules)
+        parts, self.options = engine_parts(settings, known, self.root)
         self.outputs = Outputs(settings.outputs or ["-"], [*self.running, *self.declared], True, rotation_of(settings))
         stack.callback(self.outputs.close)
         self.engine = Engine(parts, self, self.options, 1, max(settings.batch_rows, SLOTS), settings.agent_id)
         self.engine.load()
-        self.shim = Shim(new_pacer(paced, inline.held), new_classifier(matched), rewrite, inline.tick)
-        self.queues = queues_of(inline, rewrite)
+        self.shim = classes.shim_of(inline, self.rewrite)
+        self.queues = queues_of(inline, self.rewrite)
         stack.callback(self.queues.close)
         self.shim.attach(self.queues)
         self._turn()
         self.desk = Desk()
         if inline.control:
             stack.callback(Control(inline.control, self.desk, read_token()).close)
-        self.notifier = Notifier()
+        if settings.live.metrics:
+            snapshot, token = lambda: self.desk.ask(inline_numbers.snapshot), metrics.read_token()
+            stack.callback(metrics.Exporter(settings.live.metrics, snapshot, token, inline_numbers.FAMILIES).close)
+        self.notifier, self.reloading = Notifier(), Reloading(reread)
+        stack.callback(self.reloading.close)
+
+    def event_names(self):
+        """Of all events that detectors may make."""
+        return [kind.name for d in self.running for kind in d.events]
+
+    def declare(self, names, rules):
+        """Classes by their numbers, and rules of mitigation, that there are from now on."""
+        self.names, self.rules, self.numbers = names, rules, inline_events.numbers_of(names)
+        self.told_names = list(dict.fromkeys([*self.told_names, *names]))
+        self.told_events = list(dict.fromkeys([*self.told_events, *(rule.on for rule in rules)]))
+        self.declared = inline_events.declared(self.told_names, self.told_events)
 
     # --- the sink of the engine
 
@@ -89,7 +113,7 @@ class Plane:
                 if (ends := mitigation.ends_of(row)) is not None:
                     name = detector.events[int(row["code"]) - 1].name
                     actions += self.mitigation.event(name, ends, self.now())
-        self._act(actions)
+        self.act(actions)
 
     # --- the plane of control
 
@@ -100,26 +124,7 @@ class Plane:
         return self.shim.pacer.classes.copy()
 
     def status(self):
-        pacing, queues = self.shim.pacer.control[0], self.queues.counts()
-        found = {
-            "uptime_s": time.monotonic() - self.started,
-            "packets": self.engine.seen,
-            "held": int(pacing.held),
-            "held_max": int(pacing.held_max),
-            "late_max_ns": max(self.late_max, int(pacing.late_max)),
-            "passing": bool(self.passing_until),
-            "passes": self.passes,
-            "failures": self.failures,
-            "mitigation": self.mitigation.counts(),
-            "dry_run": self.mitigation.dry_run,
-        }
-        numbered = zip(self.inline.queues, queues, strict=True)
-        found["queues"] = [{"queue": number, **counts._asdict()} for number, counts in numbered]
-        row, shim = self.queues.context[0], self.shim.context[0]
-        found["netlink"] = {name: int(row[name]) for name in ("damaged", "foreign", "overruns", "gone", "refused")}
-        found["netlink"] |= {name: int(shim[name]) for name in ("unanswered", "unwritten")}
-        found["netlink"]["overflows"] = self.queues.overflows()
-        return found
+        return inline_numbers.status(self)
 
     def apply(self, changes, cause):
         """Give classes the rates that `changes` say, at one instant, and tell of it."""
@@ -130,17 +135,26 @@ class Plane:
         told = [self.inline.classes[i - 1] for i in indices.tolist()]
         limits = [classes.limit_ns(c, change.new) for c, change in zip(told, changes, strict=True)]
         self.shim.change_rates(indices, rates, np.array(limits, np.int64), self.now())
-        made = inline_events.changed_rows(self.declared.pace, changes, self.numbers, cause, time.time_ns())
-        self._tell(self.declared.pace, made)
+        self._tell(self.declared.pace, inline_events.changed_rows(self.declared.pace, changes, cause, time.time_ns()))
+
+    def retire(self, numbers):
+        """The classes of these numbers end: their last counts are told, and kept for the sums."""
+        rows = self.rows()[numbers]
+        self._tell_stats([self.names[number] for number in numbers], rows)
+        self.former = {name: count + int(rows[name].sum()) for name, count in self.former.items()}
+
+    def _tell_stats(self, names, rows):
+        pace = self.declared.pace
+        self._tell(pace, inline_events.stats_rows(pace, names, rows, time.time_ns()))
 
     def _tell(self, detector, made):
         self.outputs.write(inline_events.as_events(detector, made, self.settings.agent_id))
 
     # --- the loop
 
-    def run(self, signals):
-        """Until a signal ends it or nobody reads what it prints."""
-        if self.args.install:
+    def run(self, signals, install):
+        """Until a signal ends it or nobody reads what it prints. install: put in rules of the firewall first."""
+        if install:
             self._install()
         wake_exactly()
         self.shim.begin()
@@ -155,7 +169,7 @@ class Plane:
         """Meanwhile packets pass by, for nobody looks after them."""
         self.installed = True
         self.queues.pass_by()
-        for note in firewall.install([firewall.Rule(*self.inline.queues, chain=self.inline.chain)]).notes:
+        for note in firewall.install(steering.rules_of(self.inline)).notes:
             say(note)
         self.queues.pass_by(False)
 
@@ -181,8 +195,7 @@ class Plane:
         if heard in ENDING:
             self.ended_by = heard
         elif heard == signal.SIGHUP:
-            self.outputs.reopen()
-            say("outputs are opened anew; what else the configuration says takes a restart")
+            self.reloading.ask()
         elif heard == signal.SIGUSR1:
             self.outputs.rotate()
 
@@ -192,13 +205,14 @@ class Plane:
             self.apply(changes, BY_LEASE)
             say("the lease of the table of rates has ended: the rates of the configuration count again")
         self.desk.serve(self)
+        self.reloading.look(self)
         if now >= self.mitigation.due():
-            self._act(self.mitigation.time(now))
+            self.act(self.mitigation.time(now))
         self._check_delay(now)
         every = self.inline.stats_every / 1e9
         if every and time.monotonic() - self.reported >= every:
             self.reported = time.monotonic()
-            self._tell(self.declared.pace, inline_events.stats_rows(self.declared.pace, self.rows(), time.time_ns()))
+            self._tell_stats(self.names, self.rows())
         for sentence in self.outputs.troubles():
             say(sentence)
         self.notifier.feed(True)
@@ -224,14 +238,18 @@ class Plane:
             self.queues.pass_by(passing)
         self.shim.flush()
 
-    def _act(self, actions):
+    def act(self, actions):
         """Flows are favoured, or no more."""
         if not actions:
             return
         made = inline_events.action_rows(self.declared.mitigation, actions, self.mitigation.dry_run, time.time_ns())
         self._tell(self.declared.mitigation, made)
-        self.shim.set_overrides(overrides.rows_of(self.mitigation, self.hash_of, self.numbers))
+        self.override()
         self.apply(self.rates.bound(self.mitigation.bounds()), BY_MITIGATION)
+
+    def override(self):
+        """Treat the flows that are favoured apart, and no others."""
+        self.shim.set_overrides(overrides.rows_of(self.mitigation, self.hash_of, self.numbers))
 
     def hash_of(self, flow):
         """PACKET.hash of a favoured flow."""
@@ -249,6 +267,7 @@ class Plane:
     def end(self):
         """What was seen is told. Sentences about what went wrong."""
         faults = []
+        self.reloading.close()
         if self.installed:
             try:
                 firewall.uninstall(self.inline.queues)
@@ -261,16 +280,21 @@ class Plane:
             self.engine.end()
         except Exception as error:  # a detector's last tick: what others have to tell is told
             faults.append(f"at the end: {error}")
-        self._act(self.mitigation.stop(self.now()))
-        self._tell(self.declared.pace, inline_events.stats_rows(self.declared.pace, self.rows(), time.time_ns()))
+        self.act(self.mitigation.stop(self.now()))
+        self._tell_stats(self.names, self.rows())
         self.outputs.close()
         return faults + self.imbalance() + self.outputs.complaints()
 
+    def totals(self):
+        """Packets of all classes, and what became of them, since the start."""
+        rows = self.shim.pacer.classes
+        return {name: count + int(rows[name].sum()) for name, count in self.former.items()}
+
     def imbalance(self):
         """Sentences, if packets are not accounted for."""
-        paced = self.shim.pacer.classes
-        offered, seen = int(paced["packets"].sum()) + self.pardoned, self.engine.seen
-        ended = sum(int(paced[name].sum()) for name in (*WAYS, "held")) + self.pardoned
+        totals, held = self.totals(), int(self.shim.pacer.classes["held"].sum())
+        offered, seen = totals["packets"] + self.pardoned, self.engine.seen
+        ended = sum(totals[name] for name in WAYS) + held + self.pardoned
         if seen == offered == ended:
             return []
         return [f"{seen} packets came, {offered} were offered to classes, {ended} ended"]

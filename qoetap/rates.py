@@ -14,7 +14,9 @@ from qoetap.keys import nearest_name
 VERSION_MAX = 2**63 - 1
 LEASE_MAX_s = 86_400.0
 FILE, TABLE, MITIGATION = ("file", "table", "mitigation")  # where a class's rate is from
-BY_TABLE, BY_ONE, BY_LEASE, BY_MITIGATION = CAUSES = ("table", "one", "lease_ended", "mitigation")  # of a change
+BY_TABLE, BY_ONE, BY_LEASE, BY_MITIGATION, BY_RELOAD = CAUSES = (  # of a change
+    "table", "one", "lease_ended", "mitigation", "reload",
+)  # fmt: skip
 UNCHANGED = object()  # lease: as it is
 
 _RATE = {
@@ -191,6 +193,14 @@ class Rates:
         if now < self.ends:
             return None
         return self._take(Table(self.version, NEVER, {}), {}, now)
+
+    def refile(self, file, lease_ns=0):
+        """Go on with another file: changes of classes that both name. What is no class any more is in no table."""
+        before = {name: self.of(name) for name in self.file if name in file}
+        self.file, self.lease_ns = dict(file), lease_ns or NEVER
+        self.table = {name: rate for name, rate in self.table.items() if name in file}
+        self.bounds = {name: bound for name, bound in self.bounds.items() if name in file}
+        return self._changes(before)
 
     def bound(self, bounds):
         """What mitigation paces from now on, instead of what it did: {class: Bound}."""

@@ -18,15 +18,17 @@ def taken_at_once(key):
     return key in AT_ONCE or (key.startswith("detectors.") and key.rpartition(".")[2] not in AT_START)
 
 
-def changes(old, new):
-    """(settings to go on with, keys that take a restart) when a configuration becomes `new`."""
+def changes(old, new, more=()):
+    """(settings to go on with, keys that take a restart) when a configuration becomes `new`; more: keys that do not."""
     before, after = flat(old.model_dump()), flat(new.model_dump())
     changed = [key for key in after if after[key] != before.get(key)]
+    fixed = [key for key in changed if not (taken_at_once(key) or key in more)]
     settings = old.model_copy(deep=True)
-    for key in filter(taken_at_once, changed):
-        section, _, name = key.rpartition(".")
-        setattr(_section(settings, section), name, after[key])
-    return settings, [key for key in changed if not taken_at_once(key)]
+    for key in changed:
+        if key not in fixed:
+            section, _, name = key.rpartition(".")
+            setattr(_section(settings, section), name, getattr(_section(new, section), name))
+    return settings, fixed
 
 
 def _section(settings, path):

@@ -14,7 +14,7 @@ from test_control import ask
 from test_street import udp
 from test_stretch import Sizes
 
-from dataplane.capture.nfqueue import SLOTS, Queues
+from dataplane.capture.nfqueue import SLOTS, TABLE, Queues, counts_of
 from dataplane.classify import new_classifier, new_rules
 from dataplane.engine import Engine
 from dataplane.pacing import new_classes, new_pacer
@@ -153,14 +153,24 @@ def test_what_is_held_goes_at_the_end(street, start):
         assert ended.stats["classes"]["paced"]["flushed"] + ended.stats["classes"]["paced"]["released"] == 39
 
 
+def waiting(street):
+    """Packets that wait in the router's queue."""
+    return street.router.inside(lambda: counts_of(TABLE.read_text()))[5].waiting
+
+
 def test_a_kill_loses_what_was_held_and_no_more(street, start):
+    """Stopped first, so that the kernel can be asked how many wait."""
     with start() as run, Way(street) as way:
         way.say(PACED, 40)
-        time.sleep(0.1)
+        wait_until(lambda: waiting(street) < 40)
+        run.send(signal.SIGSTOP)
+        way.say(FREE, 30)
+        held = wait_until(lambda: (count := waiting(street)) >= 30 and count)
         run.send(signal.SIGKILL)
         run.process.wait()
         way.say(FREE, 50)
         way.arrives(FREE, 50)
+        assert held > 30 and len(way.heard(PACED)) == 40 + 30 - held
         assert street.router.inside(firewall.leftovers)
         command = street.router.command(sys.executable, "-m", "qoetap", "inline", "--uninstall")
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -142,13 +142,19 @@ def test_both_formats_tell_the_same(serve):
     assert series(plain.text) == series(new.text, parse_openmetrics)
 
 
-def test_names_follow_the_rules(serve):
-    """Counters end in _total, each family has a HELP, and the process tells what it uses."""
-    families = list(parse_text(ask(serve(), "/metrics").text))
+def follow_the_rules(text):
+    """The families of a page. Counters end in _total, and each has a HELP."""
+    families = list(parse_text(text))
     for family in families:
         assert family.documentation
         for sample in family.samples:
             assert (family.type == "counter") == sample.name.endswith("_total"), sample.name
+    return families
+
+
+def test_names_follow_the_rules(serve):
+    """And the process tells what it uses."""
+    families = follow_the_rules(ask(serve(), "/metrics").text)
     names = {sample.name for family in families for sample in family.samples}
     assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds"} <= names
 

@@ -9,10 +9,12 @@ import pytest
 from dataplane.events import Renderer, json_lines, json_schema
 from dataplane.pacing import new_classes
 from dataplane.records import NEVER
+from dataplane.wire import decode_options
 from qoetap import inline_events
 from qoetap.classes import names_of
 from qoetap.matching import Mark
 from qoetap.mitigation import END, START, Ends, Mitigation, Override, Rule, ends_of, rules_of
+from qoetap.overrides import flow_hash
 from qoetap.rates import Bound, Change
 from tests.test_classes import KNOWN, site
 
@@ -84,7 +86,7 @@ def test_after_an_end_it_is_quiet():
     assert m.event(ON, flow(), 5 * S - 1) == []
     assert what(m.event(ON, flow(), 5 * S)) == [(START, 1)]
     assert m.counts()[0] == {
-        "rule": 1, "on": ON, "do": "priority", "favoured": 1,
+        "rule": 1, "on": ON, "do": "priority", "favoured": 1, "begun": 2,
         "refused": {"quiet": 2, "max_flows": 0, "max_per_client": 0, "budget": 0},
     }  # fmt: skip
 
@@ -202,6 +204,18 @@ def test_what_is_remembered_is_bounded():
     assert len(m.ruled[0].charges) <= 2 * favours and len(m.ruled[0].quiet) <= 2 * favours
 
 
+@pytest.mark.parametrize("proto", [1, 58])
+def test_all_icmp_between_two_hosts_is_one_flow(proto):
+    """As in PACKET.hash: type and code, which events have in place of ports, tell no flows apart."""
+    request, reply = (Ends(b"\x0a\0\0\x01", b"\x0a\0\0\x02", kind, 0, proto) for kind in (8, 0))
+    back = Ends(reply.dst, reply.src, 0, 0, proto)
+    m = Mitigation([RULE])
+    assert len(m.event(ON, request, 0)) == 1 and m.event(ON, reply, 1) == m.event(ON, back, 2) == []
+    options = decode_options(b"icmp")
+    assert flow_hash(options, request) == flow_hash(options, reply) == flow_hash(options, back) != 0
+    assert flow_hash(options, request) != flow_hash(options, request._replace(proto=17))
+
+
 def test_rules_of_the_configuration():
     names = [kind.name for d in KNOWN.values() for kind in d.events]
     first, second, third = rules_of(site(), names)
@@ -215,15 +229,15 @@ def test_events_can_be_written():
     """Every event goes through the renderer and fits the schema."""
     inline = site()
     names, rules = names_of(inline), rules_of(inline, [ON, OFF])
-    pace, mitigation = inline_events.declared(names, rules)
+    pace, mitigation = inline_events.declared(names, [ON])
     counts = new_classes(len(names))
     counts["rate"][2], counts["over_time"][2] = 5000, 7
     m = Mitigation(rules)
     actions = m.event(ON, flow(), 0) + m.time(40 * S)
     changes = [Change("video", None, 100), Change("rest", 100, None)]
     batches = [
-        (pace, inline_events.stats_rows(pace, counts, 10**18)),
-        (pace, inline_events.changed_rows(pace, changes, inline_events.numbers_of(names), "lease_ended", 10**18)),
+        (pace, inline_events.stats_rows(pace, names, counts, 10**18)),
+        (pace, inline_events.changed_rows(pace, changes, "lease_ended", 10**18)),
         (mitigation, inline_events.action_rows(mitigation, actions, False, 10**18)),
     ]
     renderer, found = Renderer([pace, mitigation], json_lines), []
@@ -246,11 +260,11 @@ def test_events_can_be_written():
 
 
 def test_ends_of_event_rows():
-    pace, mitigation = inline_events.declared()
+    pace, mitigation = inline_events.declared(["default"], [ON])
     ends6 = Ends(bytes(range(16)), bytes(range(16, 32)), 1, 2, 6)
     m = Mitigation([RULE])
     actions = m.event(ON, flow(), 0) + m.event(ON, ends6, 0)
     made = inline_events.action_rows(mitigation, actions, True, 5)
     assert [ends_of(row) for row in made] == [flow(), ends6]
-    assert ends_of(inline_events.stats_rows(pace, new_classes(1), 5)[0]) is None
+    assert ends_of(inline_events.stats_rows(pace, ["default"], new_classes(1), 5)[0]) is None
     assert np.all(made["dry_run"] == 1)

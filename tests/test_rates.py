@@ -126,6 +126,19 @@ def test_what_mitigation_paces_goes_over_the_table():
     assert rates.bound({}) == [Change("web", 5000, 1)]
 
 
+def test_another_file_changes_what_no_table_and_no_bound_says():
+    rates = Rates(FILE, 30 * SECOND)
+    rates.replace(table(3, web=10, free=20), 0)
+    rates.bound({"bulk": Bound(500, True)})
+    changed = rates.refile({"web": 1, "bulk": 400, "new": 7}, 5 * SECOND)
+    assert changed == [Change("bulk", 500, 400)]
+    assert (rates.of("web"), rates.of("new"), rates.told(0)["rates"]) == (10, 7, {"web": 10})
+    assert rates.expire(30 * SECOND) == [Change("web", 10, 1)]
+    assert "'free'" in str(refused(lambda: rates.replace(table(4, free=1), 0)))
+    rates.replace(table(4), 0)
+    assert rates.told(0)["lease_left_s"] == 5.0
+
+
 GOOD = [
     {"version": 1, "rates": {}},
     {"version": 2**63 - 1, "lease_s": None, "rates": {"web": "2Mbit", "bulk": 1}},

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataplane import sinks
-from dataplane.events import csv_header, csv_lines
+from dataplane.events import Renderer, csv_header, csv_lines, json_lines
 from dataplane.sinks import ReaderGone, SinkError, open_sink, redacted, sink_name
 from dataplane.sinks.jsonl import JsonLines
 from tests.naive import events as naive
-from tests.sinks import DETECTORS, batch, deliver, text_of
+from tests.sinks import DETECTORS, LINK, batch, deliver, text_of
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
@@ -84,6 +84,41 @@ def test_parquet_waits_for_a_row_group(tmp_path):
     sink.close()
     sink.close()
     assert (sink.delivered, sink.queued) == (5, 0)
+
+
+def renamed():
+    """A batch of events of a detector that has declared one more name since the outputs were opened."""
+    flow, link = DETECTORS
+    fields = tuple(field._replace(form=("a", "b", "c")) if field.name == "why" else field for field in LINK)
+    new = link._replace(events=(link.events[0]._replace(fields=fields),))
+    made = batch(6)
+    made.parts[1][1]["why"] = (0, 1, 2)
+    return made._replace(parts=[(flow, made.parts[0][1]), (new, made.parts[1][1])]), (flow, new)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_names_that_were_declared_later_are_written(tmp_path, suffix):
+    events, declared = renamed()
+    layout = csv_lines if suffix == "csv" else json_lines
+    deliver(tmp_path / f"out.{suffix}", batch(11), events, batch(3))
+    later = b"".join(bytes(text) for text, _ in Renderer(declared, layout).chunks(events))
+    assert (
+        later.count(b"c")
+        and b"".join([text_of(batch(11), layout), later, text_of(batch(3), layout)])
+        in (tmp_path / f"out.{suffix}").read_bytes()
+    )
+
+
+def test_names_that_were_declared_later_are_in_parquet(tmp_path):
+    events, _ = renamed()
+    deliver(tmp_path / "out.parquet", batch(4), events)
+    assert pq.read_table(tmp_path / "out.parquet")["link.why"].to_pylist()[-5::2] == ["a", "b", "c"]
+
+
+def test_names_that_were_declared_later_are_in_the_table(capsys):
+    events, _ = renamed()
+    deliver("table", batch(4), events)
+    assert "why=c" in capsys.readouterr().out
 
 
 def test_table_counts_and_shows_the_largest(capsys):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataplane import render as r
-from dataplane.events import COMMON, PROTOCOL_NAMES, SCHEMA_VERSION, Renderer, one_value, own_columns
+from dataplane.events import COMMON, PROTOCOL_NAMES, SCHEMA_VERSION, Renderer, one_value, own_columns, renamed
 from dataplane.flowid import ICMP, ICMPV6, SCTP, TCP, UDP
 from dataplane.records import EVENT, NO_TIME
 from dataplane.sinks.base import Sink, SinkError, sink_error
@@ -139,6 +139,7 @@ class Parquet(Sink):
     def put(self, events):
         if self.writer is None:
             raise SinkError(f"{self.path} could not be finished")
+        self._learn(events.parts)
         words, at = events.flat()
         detector = np.array([self.index[d.name] for d, _ in events.parts])[events.order[:, 0]]
         self.batches.append((words.copy() if len(events.parts) == 1 else words, at, detector))
@@ -148,6 +149,14 @@ class Parquet(Sink):
         if self.held >= GROUP_ROWS:
             with self._or_lost():
                 self._write_group()
+
+    def _learn(self, parts):
+        """Take over names that a detector has declared since."""
+        for detector, _ in parts:
+            at = self.index[detector.name]
+            if renamed(detector, self.detectors[at].events):
+                self.detectors = (*self.detectors[:at], detector, *self.detectors[at + 1 :])
+                self.own = [(d, c) for d in self.detectors for c in own_columns(d)]
 
     @contextlib.contextmanager
     def _or_lost(self):

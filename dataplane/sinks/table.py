@@ -80,7 +80,9 @@ class Table(Sink):
         for index, (detector, rows) in enumerate(events.parts):
             chosen = rows[events.order[events.order[:, 0] == index, 1]].view(np.recarray)
             for code in np.unique(chosen["code"]):
-                self.kept[detector.name, int(code)].add(chosen[chosen["code"] == code])
+                kept = self.kept[detector.name, int(code)]
+                kept.add(chosen[chosen["code"] == code])
+                kept.detector = detector  # with the names that it has now
         self.latest = events._replace(parts=[], order=None)
         self.delivered += len(events.order)
 

@@ -14,15 +14,16 @@ ONE_FLOW_IN = {"flow": 1, "iqn": 4, "probe_stream": 16}  # of how many flows of 
 DETECTORS = ("iqn", "icmp_loop", "ptp", "sandwich", "probe_stream", "flow")
 
 
-def command(path, cache_dir=None, stats=None):
-    """`qoetap replay` with every detector, events discarded: start, reading and writing of statistics included.
+def command(path, *options, cache_dir=None, stats=None):
+    """`qoetap replay` with every detector, if no option says otherwise, events discarded: start, reading and writing of
+    statistics included.
 
     `stats`, a dict, receives what --stats wrote.
     """
     env = dict(os.environ) if cache_dir is None else {**os.environ, "QOETAP_CACHE_DIR": str(cache_dir)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "stats.json"
-        argv = [sys.executable, "-m", "qoetap", "replay", path, "-o", "null", "--stats", out]
+        argv = [sys.executable, "-m", "qoetap", "replay", path, "-o", "null", "--stats", out, *options]
         wall, cpu, rss, _ = launch(argv, env)
         told = json.loads(out.read_text())
     if stats is not None:
@@ -80,11 +81,13 @@ def main():
     print(json.dumps(qoetap_rate(*json.loads(sys.argv[1]))))
 
 
-def start_up(path, rounds):
-    """Seconds of the whole command on a small file: with an empty kernel cache, then with that cache filled."""
+def start_up(path, rounds, *options):
+    """Seconds of the whole command on a small file: with an empty kernel cache, then with that cache filled. `options`:
+    more of the command's.
+    """
     with tempfile.TemporaryDirectory() as cache:
-        cold = command(path, cache)
-        warm = [command(path, cache).wall_s for _ in range(rounds)]
+        cold = command(path, *options, cache_dir=cache)
+        warm = [command(path, *options, cache_dir=cache).wall_s for _ in range(rounds)]
     return {"cold_s": cold.wall_s, "warm_s": warm, "rss_bytes": cold.rss_bytes}
 
 

@@ -1,5 +1,6 @@
 """The command line from outside: exit statuses, what goes where, and one sentence for everything that goes wrong."""
 
+import asyncio
 import gzip
 import json
 import os
@@ -297,7 +298,15 @@ def test_doctor_finds_what_is_wrong():
     assert "set workers to" in ended.out and "lower the detectors' capacity" in ended.out
 
 
-def test_inspect(capture, tshark):
+@pytest.fixture
+def loop_ends():
+    """pyshark leaves an event loop that hears of every child that ends and reads none of it: a pipe that fills up."""
+    yield
+    asyncio.get_event_loop_policy().get_event_loop().remove_signal_handler(signal.SIGCHLD)
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+
+
+def test_inspect(capture, tshark, loop_ends):
     ended = run("inspect", capture, "--packet", "5", "--around", "1")
     assert ended.status == 0
     lines = ended.out.splitlines()
@@ -307,7 +316,7 @@ def test_inspect(capture, tshark):
     assert run("inspect", "/nowhere.pcap", "--packet", "1").status == 4
 
 
-def test_inspect_a_flow(capture, tshark):
+def test_inspect_a_flow(capture, tshark, loop_ends):
     event = replay_events(capture, detectors=["flow"])[0]
     for name in ("flow_id", "community_id"):
         ended = run("inspect", capture, "--flow", event[name])

@@ -17,13 +17,13 @@ from tests.helpers import replay_bytes, run_engine
 from tests.mutants import new_engine
 
 # Packed or not, workers, batch size; interpreted each at least once
-RUNS = list(itertools.product((0, 1), (1, 2, 4), (64, 4096))) if JIT else [(0, 1, 64), (0, 2, 4096), (1, 4, 64)]
+RUNS = list(itertools.product((0, 1), (1, 2, 4), (64, 4096))) if JIT else [(0, 2, 64), (1, 4, 64)]
 STEPS_S = (-1, -59, -61, -3600, -(10**9), 30, 600, 3599, 3601, 86400, 10**8)  # in time, at a jump
 CORPUS = (
     "ndpi-1kxun.pcap", "ndpi-ptpv2.pcap", "ndpi-rtp.pcapng", "ndpi-youtube_quic.pcap", "ndpi-icmp-tunnel.pcap",
     "ndpi-ipv6_in_gtp.pcap", "ndpi-skype-conference-call.pcap",
 )  # fmt: skip
-PACKETS, FLOWS = (100_000, 5_000) if JIT else (3_000, 600)
+PACKETS, FLOWS = (100_000, 5_000) if JIT else (2_000, 600)
 LARGE_BYTES = 60_000
 TINY = 40  # states a table: one block
 
@@ -130,7 +130,7 @@ def test_more_states_than_one_event_buffer_end_at_once(tmp_path):
 
 def test_every_field_of_an_event_is_written(generated, scripted):
     """Event rows are used again: what a detector leaves unwritten would be another event's."""
-    for paths in ([scripted], [generated[1]]):
+    for paths in ([scripted], [generated[1]])[0 if JIT else 1 :]:
         assert events_over(paths, 0) == events_over(paths, 0xA5)
 
 
@@ -149,5 +149,5 @@ def test_no_event_depends_on_the_secret(generated, scripted):
     for path in (generated[0], scripted):
         engine, expected = run_engine(path, seed=1)
         assert not any(s["emergency"] for s in engine.ledger.states.values())
-        for seed in (2, 3):
+        for seed in (2, 3) if JIT else (2,):
             assert replay_bytes(path, seed=seed) == expected, f"seed {seed}"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numba import njit
 
+from dataplane import runner as module
 from dataplane.batch import Batch
 from dataplane.capture import Block
 from dataplane.chain import Chain
@@ -32,10 +33,12 @@ from dataplane.flowtable import (
     tick_of,
 )
 from dataplane.records import FRAME, IP, JIT, PACKET, rows, rows_of
-from dataplane.runner import BUFFER_EVENTS, FINISH_STATES, make_runners, runner_bytes
+from dataplane.runner import ROOM_EVENTS, make_runners, runner_bytes
 from detectors.base import DUE, END, FORGET, Detector, EventType, Field, event_row, state_row
 from tests.naive.runner import drive, params_rows
 
+BUFFER_EVENTS = module.BUFFER_EVENTS if JIT else 32 * ROOM_EVENTS  # interpreted, fewer packets fill it
+FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS
 TICK_NS = 1 << TICK_BITS
 TURN_NS = WHEEL_TICKS * TICK_NS
 SECOND_NS = 10**9
@@ -96,6 +99,11 @@ def batches(packets, cuts=()):
     """`packets` in batches that end at `cuts`."""
     for start, stop in zip((0, *cuts), (*cuts, len(packets)), strict=True):
         yield batch_of(packets[start:stop], int(packets["clock"][stop - 1]) if stop else 0)
+
+
+@pytest.fixture(autouse=True)
+def _buffers(monkeypatch):
+    monkeypatch.setattr(module, "BUFFER_EVENTS", BUFFER_EVENTS)
 
 
 def work(runner, batch):
@@ -275,7 +283,7 @@ def test_the_nearest_deadline_goes_first():
 
 def test_more_events_than_the_buffer_holds():
     """One batch, an event from each packet: the call is resumed and nothing is lost or told twice."""
-    count = 2 * BUFFER_EVENTS + 100 if JIT else BUFFER_EVENTS + 100
+    count = 2 * BUFFER_EVENTS + 100
     packets = packets_of([(i * 1000, key_of(i % 9, 64), TELL, SECOND_NS, 0, 0) for i in range(count)])
     replay = Replay(packets)
     assert len(replay.parts) >= count // BUFFER_EVENTS

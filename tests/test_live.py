@@ -170,8 +170,11 @@ def test_hup_takes_over_a_good_file_and_survives_a_bad_one(link, tmp_path):
 
 
 def test_hup_while_kernels_compile_does_not_end_it(link, tmp_path):
-    """With an empty kernel cache."""
-    environment = {"QOETAP_CACHE_DIR": str(tmp_path / "cache")}
+    """With a kernel cache that lacks one detector's."""
+    cache = copied_cache(tmp_path)
+    for path in cache.rglob("loop.stage_flow*"):
+        path.unlink()
+    environment = {"QOETAP_CACHE_DIR": str(cache)}
     with Agent(link.receiver, tmp_path, detectors="flow", environment=environment, heard="compiling") as agent:
         assert "SIGHUP came too early" in agent.tell(signal.SIGHUP, "SIGHUP")
         agent.hear("listening;", START_seconds)
@@ -349,10 +352,18 @@ def private_above(path):
     return above[0] if above else None
 
 
+def copied_cache(folder):
+    """A copy of the kernel cache at hand, which is in use, in `folder`."""
+    cache, kernels = folder / "cache", Path(os.environ["NUMBA_CACHE_DIR"])
+    shutil.copytree(kernels, cache / kernels.name)
+    for path in (cache, cache / kernels.name):
+        path.chmod(0o700)
+    return cache
+
+
 def nobody(folder, capabilities):
     """Words and variables that run a command as nobody with these capabilities; files go to `folder`."""
-    cache = folder / "cache"
-    shutil.copytree(os.environ["NUMBA_CACHE_DIR"], cache / Path(os.environ["NUMBA_CACHE_DIR"]).name)
+    cache = copied_cache(folder)
     for path in (cache, *cache.rglob("*"), folder):
         os.chown(path, NOBODY, NOBODY)
         path.chmod(0o700 if path.is_dir() else 0o600)

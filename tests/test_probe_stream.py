@@ -10,7 +10,7 @@ import pytest
 from dataplane import wire
 from dataplane.capture import open_capture
 from dataplane.engine import Engine
-from dataplane.records import NO_TIME, PROBE, REVERSE, RTP
+from dataplane.records import JIT, NO_TIME, PROBE, REVERSE, RTP
 from detectors.probe_stream import DETECTOR, KINDS
 from tests.captures import pcap
 from tests.naive.probe_stream import streams
@@ -305,7 +305,7 @@ def near(report):
     return {name: pytest.approx(x, abs=1, rel=1e-9) if isinstance(x, float) else x for name, x in report.items()}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(12 if JIT else 4))
 def test_twin_on_random_streams(seed):
     rng = random.Random(seed)
     made = trouble(rng, START, 1500) + trouble(rng, START + 11 * MS, 1200, ssrc=4) + probes(rng, START + 5 * MS, 700)
@@ -400,7 +400,9 @@ def test_corpus_streams_agree_with_tshark(name, corpus, tshark):
 
 def test_no_other_capture_of_the_corpus_has_streams(corpus):
     paths = [p for p in sorted((corpus / "pcaps").iterdir()) if p.suffix in (".pcap", ".pcapng", ".cap")]
-    assert {p.name for p in paths if replay(p)} == {name for name, (_, tunnels) in CORPUS.items() if not tunnels}
+    paths = paths[:: 1 if JIT else 4]
+    expected = {name for name, (_, tunnels) in CORPUS.items() if not tunnels}
+    assert {p.name for p in paths if replay(p)} == expected & {p.name for p in paths}
 
 
 def test_trouble_agrees_with_tshark(tmp_path, tshark):

@@ -56,7 +56,7 @@ def corpus_files(corpus):
 
 def test_corpus(corpus):
     compared = 0
-    for path in corpus_files(corpus):
+    for path in corpus_files(corpus)[:: 1 if JIT else 3]:
         try:
             source = open_capture(path, 512)
         except CaptureError:
@@ -71,7 +71,7 @@ def test_corpus(corpus):
                     data = bytes(block.buf[at : at + int(frame["caplen"])])
                     assert ours == naive.decode(data, int(frame["len"]), int(frame["linktype"]), tunnels), path.name
             compared += len(block.frames)
-    assert compared > 28_000
+    assert compared > (28_000 if JIT else 4_000)
 
 
 def mutant(rng, data):

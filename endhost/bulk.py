@@ -1,4 +1,4 @@
-"""Bulk transfer over TCP, the kernel's own: a source that sends without end to whoever connects, and who fetches from it."""
+"""Bulk transfer over the kernel's TCP: a source that sends without end to whoever connects, and who fetches from it."""
 
 import asyncio
 import contextlib

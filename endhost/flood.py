@@ -1,8 +1,8 @@
 """A hostile pair: a host that fills a UDP flow as fast as it is told and feigns stalls in it, and one that counts.
 
 Nobody makes an attacker speak QUIC. The flow comes from port 443; its filler is just too small to count as bulk
-transfer, and its signals are those of an agent that sees the spinner for `signal_s`, then not for `silence_s`, and so
-on without end, so that one feigned stall after the other begins.
+transfer, and its signals are those of an agent that sees the spinner for SIGNAL_seconds, then not for
+SILENCE_seconds, and so on without end, so that one feigned stall after the other begins.
 """
 
 import asyncio
@@ -15,14 +15,15 @@ from endhost.web import PORT
 CLIENT_PORT = 40443
 FILLER_bytes, SIGNAL_bytes = 999, 1188  # of UDP payload
 TOGGLES, SCREENSHOT_seconds = 4, 0.2
+SIGNAL_seconds, SILENCE_seconds = 3.0, 1.2
 STEP_seconds = 0.005
 BEHIND_seconds = 0.05  # what a busy machine may make up for
 SAMPLE_seconds = 0.5
 SHORT_HEADER = b"\x40"  # first byte, RFC 9000, 17.3
 
 
-async def flood(address, client, begin_ns, seconds, rate_bps, signal_s, silence_s):
-    """The role of the host: rate_bps of UDP payload from begin_ns on; signals unless signal_s is 0."""
+async def flood(address, client, begin_ns, seconds, rate_bps):
+    """The role of the host: rate_bps of UDP payload, signals among it, for `seconds` from begin_ns on."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((address, PORT))
         sock.connect((client, CLIENT_PORT))
@@ -34,7 +35,7 @@ async def flood(address, client, begin_ns, seconds, rate_bps, signal_s, silence_
             last = now
             if now >= due:
                 due = max(due + SCREENSHOT_seconds, now)
-                if (now - began) % (signal_s + silence_s) < signal_s:
+                if (now - began) % (SIGNAL_seconds + SILENCE_seconds) < SIGNAL_seconds:
                     credit -= send(sock, SIGNAL_bytes, TOGGLES)
             credit -= send(sock, FILLER_bytes, max(0, int(credit // FILLER_bytes)))
             await asyncio.sleep(STEP_seconds)

@@ -1,7 +1,7 @@
 """A player's buffer: what is played, when it runs dry and when it goes on. Pure: `now` in, in seconds of any clock.
 
-Playback begins when `resume_s` of video is there. It stalls when the buffer is empty and goes on when `resume_s` is there
-again: the hysteresis of a player. Waiting for the very first picture is no stall.
+Playback begins when `resume_s` of video is there. It stalls when the buffer is empty and goes on when `resume_s` is
+there again: the hysteresis of a player. Waiting for the very first picture is no stall.
 """
 
 STARTING, PLAYING, STALLED = PHASES = ("starting", "playing", "stalled")

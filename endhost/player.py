@@ -1,9 +1,9 @@
 """A video player over HTTP/3, and its viewer's agent that reports stalls in-band (docs/iqn.md).
 
 The player is scripted: segments of given sizes, one after the other, at one quality, over one connection; no picture.
-The transport is real: QUIC with its congestion control, a handshake, encryption. The agent has a connection of its own, as
-to a service's API host: each `screenshot_s` in which the player stands still it toggles TOGGLES times, one request
-each, and the server answers each with one datagram of the characteristic size.
+The transport is real: QUIC with its congestion control, a handshake, encryption. The agent has a connection of its
+own, as to a service's API host: each `screenshot_s` in which the player stands still it toggles TOGGLES times, one
+request each, and the server answers each with one datagram of the characteristic size.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""`qoetap lab`: the data plane at work on a network of this machine's own. Options, files, tables; the rest is beside it."""
+"""`qoetap lab`: the data plane at work on a network of this machine's own. Options, files and what is printed."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def check_options(args):
 def config_of(args):
     """(words for `qoetap inline`, the section inline that they lead to). Exit if something is wrong with it."""
     path = args.config or str(HERE / f"lab_{'hostile' if args.experiment == 'hostile' else 'stalls'}.yaml")
-    ours = ["inline.chain=FORWARD", "inline.control="]  # the router of the lab is no service of this host
+    ours = ["inline.chain=FORWARD", "inline.control=''"]  # the router of the lab is no service of this host
     words = [*args.set, *ours]
     layers = [config.read_file(path), *map(config.assignment, words)]
     inline = config.load(layers, registry.load_all()).inline

@@ -13,7 +13,7 @@ from qoetap.lab_site import CLIENT, SERVER, Site, begin_ns
 from qoetap.lab_stalls import rate_bps
 from qoetap.say import say
 
-FLOOD_bps, SIGNAL_seconds, SILENCE_seconds = 8_000_000, 3.0, 1.2
+FLOOD_bps = 8_000_000
 FLOWS, SETTLE_seconds = 4, 2.0  # of bulk transfer
 LEAST_seconds = 20
 PAYLOAD, PACKET = 999, 1027  # bytes of the flood's filler; with the headers that a class's rate counts
@@ -55,12 +55,10 @@ def run_once(folder, options, inline, seconds):
         site.run_inline(options)
         site.source("source")
         when = begin_ns()
-        signals = {"rate_bps": FLOOD_bps, "signal_s": SIGNAL_seconds, "silence_s": SILENCE_seconds}
         count = site.sink("count", address=CLIENT, begin_ns=when, seconds=seconds)
         bulk = site.sink("fetch", address=SERVER, begin_ns=when, seconds=seconds, delays_s=[0.0] * FLOWS)
-        flood = site.agent(
-            site.street.sender, "flood", address=SERVER, client=CLIENT, begin_ns=when, seconds=seconds, **signals
-        )
+        ends = {"address": SERVER, "client": CLIENT}
+        flood = site.agent(site.street.sender, "flood", **ends, begin_ns=when, seconds=seconds, rate_bps=FLOOD_bps)
         for agent in (flood, count, bulk):
             agent.finish(seconds + 60)
         events = site.end_inline()

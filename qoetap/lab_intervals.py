@@ -2,7 +2,7 @@
 
 
 def favours_of(events, end_ns, rule=None):
-    """[(since, until)] in ns, in order and joined where they touch: when a rule (its number; None: any) favoured a flow.
+    """[(since, until)] in ns, joined where they touch: when a rule (its number; None: any) favoured a flow.
 
     What has not ended by end_ns ends there. Events are dicts.
     """

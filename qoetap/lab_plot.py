@@ -1,4 +1,4 @@
-"""The picture of `qoetap lab stalls`: for each seed the player's buffer and bulk transfer, without mitigation and with it."""
+"""The picture of `qoetap lab stalls`: per seed the' buffer and bulk transfer, without mitigation and with it."""
 
 from qoetap.exits import USAGE, Exit
 

@@ -8,7 +8,7 @@ import random
 from typing import NamedTuple
 
 from qoetap.lab_intervals import covered_s, favours_of
-from qoetap.lab_site import CLIENT, SERVER, Site, begin_ns
+from qoetap.lab_site import SERVER, Site, begin_ns
 from qoetap.say import say
 
 VIDEO_bps, SEGMENT_seconds, SEGMENTS = 3_000_000, 2.0, 100
@@ -77,7 +77,7 @@ def run_once(folder, options, seed, mitigated, seconds):
 
 
 def result(seed, mitigated, when, seconds, found):
-    """A Run of what was written. found: lines of the player and of bulk transfer, events, and since when bulk counts."""
+    """A Run of what was written: `found` is lines of player and bulk transfer, events, and since when bulk counts."""
     played, fetched, events, measured_from = found
 
     def after(ts_ns):
@@ -129,7 +129,7 @@ def lines_of(runs):
     """The table, for a person."""
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
     yield f"{'':>5} {'stalled, s':>15} {'stalls':>13} {'bulk, Mbit/s':>15} {'favoured, s':>12}"
-    yield f"{'seed':>5}" + f" {'without':>8} {'with':>6}" + f" {'without':>8} {'with':>4}" + f" {'without':>8} {'with':>6}"
+    yield f"{'seed':>5} {'without':>8} {'with':>6} {'without':>8} {'with':>4} {'without':>8} {'with':>6}"
     for before, after in pairs:
         yield (
             f"{before.seed:>5} {before.stalled_s:>8.1f} {after.stalled_s:>6.1f} {len(before.stalls):>8} "

@@ -1,9 +1,9 @@
-"""`qoetap lab street`: the street with `qoetap inline` in its router, for one's own traffic, until INT or TERM ends it."""
+"""`qoetap lab street`: the street with `qoetap inline` in its router, for one's own traffic, until INT ends it."""
 
 import contextlib
 import signal
 
-from qoetap.lab_site import CLIENT, LINK_bps, QUEUE_ms, SERVER, Site
+from qoetap.lab_site import CLIENT, SERVER, LINK_bps, QUEUE_ms, Site
 from qoetap.say import say
 
 

@@ -87,7 +87,13 @@ class Asking(QuicConnectionProtocol):
             if isinstance(found, DataReceived):
                 self.received += len(found.data)
             if isinstance(found, (HeadersReceived, DataReceived)) and found.stream_ended:
-                self.waiting.pop(found.stream_id).set_result(None)
+                self.over(found.stream_id)
+
+    def over(self, stream):
+        """The answer is complete; perhaps nobody waits for it any more."""
+        waiting = self.waiting.pop(stream)
+        if not waiting.done():
+            waiting.set_result(None)
 
 
 def asking(address):

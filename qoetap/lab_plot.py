@@ -1,10 +1,12 @@
-"""The picture of `qoetap lab stalls`: per seed the' buffer and bulk transfer, without mitigation and with it."""
+"""The picture of `qoetap lab stalls`: per seed the buffer and bulk transfer, without mitigation and with it."""
 
 from qoetap.exits import USAGE, Exit
+from qoetap.lab_site import LINK_bps
 
 STALLED, FAVOURED = "tab:red", "tab:green"
 PANEL_inches, ROW_inches = 6.0, 1.9
 EVERY_seconds = 1.0  # a point of bulk transfer
+LINK_Mbps = LINK_bps / 1e6
 
 
 def check_plot(path):
@@ -63,20 +65,18 @@ def draw(panel, run):
     shade(panel, run.stalls, "stalled", color=STALLED, alpha=0.3)
     if run.mitigated:
         shade(panel, run.favours, "favoured", ymax=0.05, color=FAVOURED)
-    else:
-        panel.plot([], [], color=FAVOURED, label="favoured")  # so that both legends are the same
     panel.set_ylim(0, None)
     panel.set_ylabel("buffer, s", fontsize="small")
     other = panel.twinx()
     line = list(zip(*rates(run.bulk), strict=True)) or [(), ()]
     other.plot(*line, color="tab:gray", linewidth=0.8)
     panel.plot([], [], color="tab:gray", label="bulk, Mbit/s")
-    other.set_ylim(0, 10)
+    other.set_ylim(0, LINK_Mbps)
     other.set_ylabel("bulk, Mbit/s", fontsize="small")
 
 
 def shade(panel, intervals, label, **look):
     """Bands over the times; an entry in the legend in any case."""
-    panel.axvspan(0, 0, label=label, **look)
+    panel.fill([], [], label=label, **{key: look[key] for key in look if key != "ymax"})
     for since, until in intervals:
         panel.axvspan(since, until, **look)

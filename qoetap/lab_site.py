@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from qoetap.exits import PRIVILEGE, RUN_ERROR, USAGE, Exit
+from qoetap.say import say
 from qoetap.street import RECEIVER, SENDER, Street
 
 LINK_bps, BURST_bytes, QUEUE_ms = 10_000_000, 10_000, 200
@@ -22,6 +23,7 @@ QUEUE_NUMBER = 5
 READY_seconds = 300  # kernels may have to be compiled
 BEGIN_seconds = 3  # for agents to start in, before they begin together
 END_seconds = 30
+LATE = "everything passes by"
 INLINE_READY, AGENT_READY = "TERM or INT ends it", "ready"
 
 
@@ -118,9 +120,12 @@ class Site:
         self.inline.await_text(self.inline.err, INLINE_READY)
 
     def end_inline(self):
-        """End it in good order; its events, as dicts."""
+        """End it in good order; its events, as dicts. What made it late is told: such a run measures the machine."""
         self.inline.process.send_signal(signal.SIGTERM)
         self.inline.finish(END_seconds)
+        for line in self.inline.err.read_text().splitlines():
+            if LATE in line:
+                say(f"the machine was too busy, do not trust this run: {line.removeprefix('qoetap: ')}")
         return read_lines(self.folder / "events.jsonl")
 
     def agent(self, end, role, **options):

@@ -1,16 +1,23 @@
 """`qoetap lab`: a short real run closes the loop; what is counted from runs; bad usage."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from dataplane.records import CHECKED
-from qoetap import lab_command, lab_hostile, lab_plot, lab_stalls
-from qoetap.exits import USAGE
+from qoetap import lab_command, lab_hostile, lab_plot, lab_site, lab_stalls
+from qoetap.exits import DONE, PRIVILEGE, RUN_ERROR, USAGE
+from qoetap.lab import NAMESPACES, End
 from qoetap.lab_intervals import favours_of, joined, most_within, within
+from qoetap.lab_site import END_seconds, read_lines
 from tests.helpers import run
+from tests.live import ROOT, START_seconds, wait_until
 
 SECOND_ns = 10**9
 COMPILED = pytest.mark.skipif(CHECKED, reason="inline is compiled only")
@@ -134,5 +141,94 @@ def test_without_matplotlib(monkeypatch, tmp_path):
     assert ended.status == USAGE and "pip install 'qoetap[lab]'" in ended.err
 
 
-def test_without_aioquic(monkeypatch, root):
-    monkeypatch.setattr(lab_command, "check_needs", lambda: lab_command.check_needs.__wrapped__())
+def test_without_aioquic(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(lab_site.importlib.util, "find_spec", lambda name: None)
+    ended = run("lab", "stalls")
+    assert ended.status == USAGE and "aioquic" in ended.err and "pip install 'qoetap[lab]'" in ended.err
+
+
+def test_without_root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    ended = run("lab", "hostile")
+    assert ended.status == PRIVILEGE and "needs root: run with sudo" in ended.err
+
+
+@COMPILED
+def test_what_inline_refuses_is_told_in_its_words(root, tmp_path):
+    site = "inline: {classes: [{name: a, match: {in: nowhere0}}]}"
+    (tmp_path / "site.yaml").write_text(site)
+    ended = run("lab", "stalls", "-c", tmp_path / "site.yaml", "--seconds", "20")
+    assert ended.status == USAGE and ended.err.splitlines()[-1].startswith("qoetap: inline.classes: there is no interf")
+
+
+# --- real runs
+
+
+def words_of(experiment):
+    return ["-c", str(lab_command.HERE / f"lab_{experiment}.yaml"), "--set", "inline.delay_bound=0s"]
+
+
+@COMPILED
+def test_the_loop_closes(root, tmp_path, monkeypatch):
+    """The viewer stalls, the router hears it and holds bulk transfer back, the viewer goes on."""
+    monkeypatch.setattr(lab_stalls, "BULK_BEGINS", (1.0, 2.0))
+    monkeypatch.setattr(lab_stalls, "FLOWS", (8, 8))
+    found = lab_stalls.run_once(tmp_path, words_of("stalls"), 1, True, 30)
+    events = read_lines(tmp_path / "events.jsonl")
+    assert found.stalls and found.stalls[0][1] < 30
+    assert found.signals and found.favours[0][0] > found.stalls[0][0]
+    paced = [e["pace"] for e in events if e["event_type"] == "pace.rate_changed"]
+    assert (paced[0]["class"], paced[0]["new_bps"], paced[0]["changed_by"]) == ("bulk", 5_000_000, "mitigation")
+    last = {e["pace"]["class"]: e["pace"] for e in events if e["event_type"] == "pace.stats"}
+    assert last["bulk"]["released"] > 100 and last["default"]["released"] == 0
+    assert found.levels and found.bulk[-1][1] > 1_000_000
+
+
+@COMPILED
+def test_a_hostile_flow_wins_no_more_than_its_cap(root, tmp_path):
+    args = SimpleNamespace(config=None, set=["inline.delay_bound=0s"], experiment="hostile")
+    options, inline = lab_command.config_of(args)
+    found = lab_hostile.run_once(tmp_path, options, inline, 20)
+    ends = [e["mitigation"] for e in read_lines(tmp_path / "events.jsonl") if e["event_type"] == "mitigation.end"]
+    assert found.signals >= 1 and found.class_bps == 4_000_000
+    for number, rule in enumerate(inline.mitigation, 1):  # the run is shorter than the window
+        assert 0 < sum(e["duration_ns"] for e in ends if e["rule"] == number) <= rule.budget
+    assert 0 < found.other_bps < 1_200_000 < found.favoured_bps < 4_800_000
+
+
+def started(*words):
+    command = [sys.executable, "-m", "qoetap", "lab", *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def nothing_is_left(pid):
+    return not [name for name in os.listdir(NAMESPACES) if name.startswith(f"qoetap-{pid}-")]
+
+
+@COMPILED
+def test_a_street_for_ones_own_traffic(root, tmp_path):
+    with started("street", "-o", tmp_path) as process:
+        lines = [process.stdout.readline().split() for _ in range(4)]
+        places = {words[0]: words for words in lines}
+        namespace = places["sender"][places["sender"].index("exec") + 1]
+        sender = End(namespace, "a0")
+        with sender.inside(socket.create_server, (places["sender"][1], 5001)) as ear:
+            receiver = End(places["receiver"][places["receiver"].index("exec") + 1], "b0")
+            with receiver.inside(socket.create_connection, (places["sender"][1], 5001), 10), ear.accept()[0]:
+                pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(END_seconds) == DONE
+    last = [e["pace"] for e in read_lines(tmp_path / "events.jsonl") if e["event_type"] == "pace.stats"]
+    assert sum(row["packets"] for row in last if row["class"] == "bulk") >= 1  # answers of port 5001
+    assert nothing_is_left(process.pid)
+
+
+@COMPILED
+def test_ended_early_it_leaves_nothing(root, tmp_path):
+    with started("stalls", "-o", tmp_path) as process:
+        wait_until(lambda: (tmp_path / "seed1-without" / "play.log").exists(), START_seconds)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END_seconds) == RUN_ERROR
+        assert process.stderr.read().endswith("qoetap: interrupted\n")
+    assert nothing_is_left(process.pid)

@@ -9,7 +9,7 @@ from pathlib import Path
 import detectors as registry
 from qoetap import config, lab_hostile, lab_plot, lab_stalls, lab_street
 from qoetap.exits import DONE, USAGE, Exit
-from qoetap.lab_site import check_needs
+from qoetap.lab_site import check_needs, tried
 from qoetap.say import say
 
 HERE = Path(__file__).parent
@@ -78,7 +78,7 @@ def lab(args):
         if args.experiment == "street":
             lab_street.open_street(folder, options)
         elif args.experiment == "hostile":
-            show(args, lab_hostile.run_once(folder, options, inline, seconds), lab_hostile)
+            show(args, tried(lab_hostile.run_once, folder, options, inline, seconds), lab_hostile)
         else:
             runs = lab_stalls.run_all(folder, options, args.seeds or SEEDS, seconds)
             show(args, runs, lab_stalls)

@@ -8,7 +8,7 @@ import random
 from typing import NamedTuple
 
 from qoetap.lab_intervals import covered_s, favours_of
-from qoetap.lab_site import SERVER, Site, begin_ns
+from qoetap.lab_site import SERVER, Site, begin_ns, tried
 from qoetap.say import say
 
 VIDEO_bps, SEGMENT_seconds, SEGMENTS = 3_000_000, 2.0, 100
@@ -114,7 +114,7 @@ def run_all(folder, options, seeds, seconds):
         for mitigated in (False, True):
             kind = KINDS[mitigated]
             say(f"seed {seed} of {seeds}, {kind} mitigation: {seconds:g} s")
-            runs.append(run_once(folder / f"seed{seed}-{kind}", options, seed, mitigated, seconds))
+            runs.append(tried(run_once, folder / f"seed{seed}-{kind}", options, seed, mitigated, seconds))
     return runs
 
 

@@ -232,3 +232,17 @@ def test_ended_early_it_leaves_nothing(root, tmp_path):
         assert process.wait(END_seconds) == RUN_ERROR
         assert process.stderr.read().endswith("qoetap: interrupted\n")
     assert nothing_is_left(process.pid)
+
+
+def test_a_run_on_a_busy_machine_is_repeated_and_given_up_in_the_end(capsys):
+    times = iter([True, True, False])
+
+    def measure(found):
+        if next(times, True):
+            raise lab_site.TooBusy(RUN_ERROR, "too busy")
+        return found
+
+    assert lab_site.tried(measure, 7) == 7
+    assert capsys.readouterr().err == "qoetap: too busy; once more\n" * 2
+    with pytest.raises(lab_site.TooBusy):
+        lab_site.tried(measure, 7)

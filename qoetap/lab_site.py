@@ -111,7 +111,7 @@ class Site:
 
     def __init__(self, folder):
         self.folder, self.stack = Path(folder), contextlib.ExitStack()
-        self.inline = None
+        self.inline, self.events = None, self.folder / "events.jsonl"
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,9 @@ class Site:
 
     def run_inline(self, options):
         """Run `qoetap inline` in the router, until `end_inline`. options: words of its command line."""
-        words = ["-m", "qoetap", "inline", "-q", QUEUE_NUMBER, "--install", *options]
-        self.inline = self.start(self.street.router, [*words, "-o", self.folder / "events.jsonl"], "inline")
+        self.events.unlink(missing_ok=True)  # of an earlier run: they would be added to
+        words = ["-m", "qoetap", "inline", "-q", QUEUE_NUMBER, "--install", *options, "-o", self.events]
+        self.inline = self.start(self.street.router, words, "inline")
         self.inline.await_text(self.inline.err, INLINE_READY)
 
     def end_inline(self):
@@ -142,7 +143,7 @@ class Site:
         late = [line.removeprefix("qoetap: ") for line in self.inline.err.read_text().splitlines() if LATE in line]
         if late:
             raise TooBusy(RUN_ERROR, f"the machine was too busy: {late[0]}")
-        return read_lines(self.folder / "events.jsonl")
+        return read_lines(self.events)
 
     def agent(self, end, role, **options):
         """A process of endhost in that role."""

@@ -11,7 +11,7 @@ def open_street(folder, options):
     """Keep it open; where things are goes to stdout. options: words for `qoetap inline`; events go to `folder`."""
     with Site(folder) as site:
         site.run_inline(options)
-        for line in places(site.street, folder):
+        for line in places(site):
             print(line, flush=True)
         say(f"{LINK_bps / 1e6:g} Mbit/s towards the receiver, a queue of {QUEUE_ms} ms; INT ends it")
         with contextlib.suppress(KeyboardInterrupt):
@@ -21,11 +21,12 @@ def open_street(folder, options):
         site.inline.stop()
 
 
-def places(street, folder):
+def places(site):
     """How to reach each namespace, and where the events are."""
+    street = site.street
     for name, end, what in (
         ("sender", street.sender, SERVER), ("router", street.router, "r0 to the sender, r1 to the receiver"),
         ("receiver", street.receiver, CLIENT),
     ):  # fmt: skip
         yield f"{name:<9} {what:<38} ip netns exec {end.namespace} COMMAND"
-    yield f"{'events':<9} {folder / 'events.jsonl'}"
+    yield f"{'events':<9} {site.events}"

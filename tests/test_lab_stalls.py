@@ -38,7 +38,7 @@ def seconds(intervals):
 
 def test_favours_of_several_flows_are_joined_and_an_open_one_ends_with_the_run():
     events = [told("start", 1), {"event_type": "iqn.stall_start"}, told("start", 2, "g"), told("end", 4)]
-    events += [told("end", 6, "g"), told("start", 9), told("start", 30)]
+    events += [told("end", 6, "g"), told("start", 9), told("start", 30, "h")]
     assert seconds(favours_of(events, 20 * SECOND_ns)) == [(1, 6), (9, 20)]
 
 

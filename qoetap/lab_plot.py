@@ -5,7 +5,8 @@ from qoetap.lab_site import LINK_bps
 
 STALLED, FAVOURED = "tab:red", "tab:green"
 PANEL_inches, ROW_inches = 6.0, 1.9
-EVERY_seconds = 1.0  # a point of bulk transfer
+EVERY_seconds = 2.0  # a point of bulk transfer
+DOTS = 64  # an inch
 LINK_Mbps = LINK_bps / 1e6
 
 
@@ -50,7 +51,7 @@ def plot(runs, path):
     figure.legend(handles, labels, loc="upper center", ncols=4, fontsize="small")
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
     try:
-        figure.savefig(path, dpi=70)
+        figure.savefig(path, dpi=DOTS)
     except OSError as error:
         raise Exit(USAGE, f"--plot {path}: {error.strerror}") from error
     finally:
@@ -71,7 +72,7 @@ def draw(panel, run):
     line = list(zip(*rates(run.bulk), strict=True)) or [(), ()]
     other.plot(*line, color="tab:gray", linewidth=0.8)
     panel.plot([], [], color="tab:gray", label="bulk, Mbit/s")
-    other.set_ylim(0, LINK_Mbps)
+    other.set_ylim(0, 1.2 * LINK_Mbps)
     other.set_ylabel("bulk, Mbit/s", fontsize="small")
 
 

@@ -26,7 +26,6 @@ async def flood(address, client, begin_ns, seconds, rate_bps):
     """The role of the host: rate_bps of UDP payload, signals among it, for `seconds` from begin_ns on."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((address, PORT))
-        sock.connect((client, CLIENT_PORT))
         await begin_at(begin_ns)
         began = last = due = time.monotonic()
         credit = 0.0
@@ -36,15 +35,15 @@ async def flood(address, client, begin_ns, seconds, rate_bps):
             if now >= due:
                 due = max(due + SCREENSHOT_seconds, now)
                 if (now - began) % (SIGNAL_seconds + SILENCE_seconds) < SIGNAL_seconds:
-                    credit -= send(sock, SIGNAL_bytes, TOGGLES)
-            credit -= send(sock, FILLER_bytes, max(0, int(credit // FILLER_bytes)))
+                    credit -= send(sock, client, SIGNAL_bytes, TOGGLES)
+            credit -= send(sock, client, FILLER_bytes, max(0, int(credit // FILLER_bytes)))
             await asyncio.sleep(STEP_seconds)
 
 
-def send(sock, size, count):
-    """Send datagrams; bytes of them."""
+def send(sock, client, size, count):
+    """Send datagrams; bytes of them. The socket is not connected, so that it hears nothing of a port that closes."""
     for _ in range(count):
-        sock.send(SHORT_HEADER + bytes(size - 1))
+        sock.sendto(SHORT_HEADER + bytes(size - 1), (client, CLIENT_PORT))
     return size * count
 
 

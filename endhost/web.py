@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 PORT = 443
 DATAGRAM_bytes = 1300
+IDLE_seconds = 3600.0  # an agent has nothing to say while all goes well
 NAME = "video.invalid"  # RFC 2606
 
 
@@ -58,7 +59,8 @@ class Answering(QuicConnectionProtocol):
 
 async def listen(address):
     """Answer at PORT of the address from now on."""
-    settings = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN, max_datagram_size=DATAGRAM_bytes)
+    settings = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN, idle_timeout=IDLE_seconds)
+    settings.max_datagram_size = DATAGRAM_bytes
     settings.certificate, settings.private_key = certificate()
     await serve(address, PORT, configuration=settings, create_protocol=Answering)
 
@@ -98,6 +100,7 @@ class Asking(QuicConnectionProtocol):
 
 def asking(address):
     """A context with an Asking to the server at the address."""
-    settings = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=NAME)
+    settings = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, idle_timeout=IDLE_seconds)
+    settings.server_name = NAME
     settings.verify_mode = ssl.CERT_NONE  # it vouches for itself
     return connect(address, PORT, configuration=settings, create_protocol=Asking)

@@ -82,10 +82,10 @@ class Process:
     def failed(self):
         lines = self.err.read_text(errors="replace").strip().splitlines() or ["nothing"]
         status = self.process.poll()
-        if self.name == "inline" and status in (USAGE,):
+        if self.name == "inline" and status == USAGE:
             return Exit(status, lines[-1].removeprefix("qoetap: "))
         how = "did not get ready or end in time" if status is None else f"ended with status {status}"
-        return Exit(RUN_ERROR, f"{self.name} {how}; the last it said: {lines[-1]} ({self.err})")
+        return Exit(RUN_ERROR, f"{self.name} {how}: {lines[-1]} (-o FOLDER keeps what was said before)")
 
     def stop(self):
         """End it if it still runs."""

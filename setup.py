@@ -11,6 +11,7 @@ README = HERE / "README.md"
 PACKAGES = ("dataplane", "detectors", "controlplane", "endhost", "qoetap", "pcaps")
 
 PLOT = ["dpkt", "matplotlib"]
+LAB = ["aioquic>=1.2", "matplotlib"]
 SINKS = ["pyarrow", "confluent-kafka"]
 EXTRAS = {
     "inline": [],  # netlink is spoken by qoetap itself
@@ -20,8 +21,9 @@ EXTRAS = {
     "cluster": ["dask[distributed]"],
     "browser": ["selenium", "mss", "Pillow"],
     "report": ["matplotlib"],
+    "lab": LAB,
     "bench": ["scapy", "nfstream", *PLOT],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", *SINKS, *PLOT],
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", *SINKS, *PLOT, *LAB],
 }
 
 setup(
@@ -34,7 +36,7 @@ setup(
     author="qoetap contributors",
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
-    package_data={"qoetap": ["defaults.yaml"], "pcaps": ["*.expected.jsonl"]},
+    package_data={"qoetap": ["*.yaml"], "pcaps": ["*.expected.jsonl"]},
     install_requires=[
         "numpy>=2.0",
         "numba>=0.61",

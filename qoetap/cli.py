@@ -17,6 +17,7 @@ commands:
   replay   captures in, events out
   live     the same on interfaces, for months
   inline   the same on the path, with packets paced by class
+  lab      the same at work between network namespaces: stalls, mitigation, a hostile client
   decode   the packets of a capture as a table
   check    is this configuration right?
   schema   JSON Schema of the events
@@ -128,6 +129,32 @@ def inline_parser():
     parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
     parser.set_defaults(workers=None)
     add_tunnels(parser)
+    add_verbose(parser)
+    return parser
+
+
+def lab_parser():
+    parser = Parser(
+        "lab",
+        "Sender, router and receiver, each a network namespace of this machine, with 10 Mbit/s from router to\n"
+        "receiver, and `qoetap inline` in the router. Needs root.\n\n"
+        "  stalls   video over QUIC beside bulk transfer, without mitigation and with it: seconds stalled, rates\n"
+        "  hostile  a flow that feigns stalls without end, and what it wins\n"
+        "  street   nothing but the street, for your own traffic, until INT ends it",
+        (
+            "qoetap lab stalls --plot stalls.png",
+            "qoetap lab stalls -c site.yaml --seeds 1 --seconds 60 -o results/",
+            "qoetap lab hostile --json",
+            "qoetap lab street -c site.yaml -o results/",
+        ),
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT", choices=("stalls", "hostile", "street"), help="see above")
+    add_config(parser)
+    parser.add_argument("--seeds", metavar="N", type=int, help="of stalls: scenarios, each run twice (default 5)")
+    parser.add_argument("--seconds", metavar="S", type=float, help="each run (default: stalls 120, hostile 90)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="keep results, events and logs there")
+    parser.add_argument("--plot", metavar="FILE", help="of stalls: buffer and bulk transfer over time, PNG or SVG")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_verbose(parser)
     return parser
 
@@ -259,6 +286,7 @@ COMMANDS = {  # name: its parser, module and function
     "replay": (replay_parser, "qoetap.replay", "replay"),
     "live": (live_parser, "qoetap.live", "live"),
     "inline": (inline_parser, "qoetap.inline", "inline"),
+    "lab": (lab_parser, "qoetap.lab_command", "lab"),
     "decode": (decode_parser, "qoetap.decode", "decode"),
     "check": (check_parser, "qoetap.check", "check"),
     "schema": (schema_parser, "qoetap.check", "schema"),

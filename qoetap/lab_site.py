@@ -1,0 +1,167 @@
+"""A site under study: a street with a bottleneck, `qoetap inline` in its router, agents at its ends, all processes.
+
+Each process writes into files of one folder. They end with the context, and with this process if it is killed.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from qoetap.exits import PRIVILEGE, RUN_ERROR, USAGE, Exit
+from qoetap.say import say
+from qoetap.street import RECEIVER, SENDER, Street
+
+LINK_bps, BURST_bytes, QUEUE_ms = 10_000_000, 10_000, 200
+QUEUE_NUMBER = 5
+READY_seconds = 300  # kernels may have to be compiled
+BEGIN_seconds = 3  # for agents to start in, before they begin together
+END_seconds = 30
+TRIES = 5
+LATE = "everything passes by"
+INLINE_READY, AGENT_READY = "TERM or INT ends it", "ready"
+
+
+def check_needs():
+    """Exit if something is missing that a site needs."""
+    if os.geteuid():
+        raise Exit(PRIVILEGE, "making network namespaces needs root: run with sudo")
+    if importlib.util.find_spec("aioquic") is None:
+        raise Exit(USAGE, "aioquic, the QUIC of the lab, is not installed: pip install 'qoetap[lab]'")
+    if shutil.which("setpriv") is None:
+        raise Exit(RUN_ERROR, "setpriv is not installed: apt install util-linux")
+
+
+class TooBusy(Exit):
+    """What was measured says nothing; another time it may."""
+
+
+def tried(run, *args):
+    """What run(*args) returns, at the latest of TRIES times. TooBusy: it was that each time."""
+    for left in range(TRIES - 1, -1, -1):
+        try:
+            return run(*args)
+        except TooBusy as error:
+            if not left:
+                raise
+            say(f"{error}; once more")
+
+
+class Process:
+    """A command on one side of the street. Its output goes to `out` and what it says to `err`, paths."""
+
+    def __init__(self, end, words, folder, name):
+        self.name, self.out, self.err = name, folder / f"{name}.jsonl", folder / f"{name}.log"
+        command = end.command("setpriv", "--pdeathsig", "TERM", sys.executable, *words)
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+
+    def await_text(self, path, text):
+        """Wait until `text` stands in the file. Exit if the process ends without it."""
+        limit = time.monotonic() + READY_seconds
+        while text not in path.read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > limit:
+                raise self.failed()
+            time.sleep(0.05)
+
+    def finish(self, seconds):
+        """Wait for its end. Exit if that is no good one."""
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        if status != 0:
+            raise self.failed()
+
+    def failed(self):
+        lines = self.err.read_text(errors="replace").strip().splitlines() or ["nothing"]
+        status = self.process.poll()
+        if self.name == "inline" and status == USAGE:
+            return Exit(status, lines[-1].removeprefix("qoetap: "))
+        how = "did not get ready or end in time" if status is None else f"ended with status {status}"
+        return Exit(RUN_ERROR, f"{self.name} {how}: {lines[-1]} (-o FOLDER keeps what was said before)")
+
+    def stop(self):
+        """End it if it still runs."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_seconds)
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def lines(self):
+        """What it wrote, JSON lines, as dicts."""
+        return read_lines(self.out)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Site:
+    """Use it as a context. folder: where the files go, made if it is not there."""
+
+    def __init__(self, folder):
+        self.folder, self.stack = Path(folder), contextlib.ExitStack()
+        self.inline, self.events = None, self.folder / "events.jsonl"
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.stack:
+            self.street = self.stack.enter_context(Street())
+            self.street.bottleneck(LINK_bps, BURST_bytes, QUEUE_ms)
+            self.stack = self.stack.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+    def start(self, end, words, name):
+        process = Process(end, words, self.folder, name)
+        self.stack.callback(process.stop)
+        return process
+
+    def run_inline(self, options):
+        """Run `qoetap inline` in the router, until `end_inline`. options: words of its command line."""
+        self.events.unlink(missing_ok=True)  # of an earlier run: they would be added to
+        words = ["-m", "qoetap", "inline", "-q", QUEUE_NUMBER, "--install", *options, "-o", self.events]
+        self.inline = self.start(self.street.router, words, "inline")
+        self.inline.await_text(self.inline.err, INLINE_READY)
+
+    def end_inline(self):
+        """End it in good order; its events, as dicts. TooBusy: it was late, so the run would measure the machine."""
+        self.inline.process.send_signal(signal.SIGTERM)
+        self.inline.finish(END_seconds)
+        late = [line.removeprefix("qoetap: ") for line in self.inline.err.read_text().splitlines() if LATE in line]
+        if late:
+            raise TooBusy(RUN_ERROR, f"the machine was too busy: {late[0]}")
+        return read_lines(self.events)
+
+    def agent(self, end, role, **options):
+        """A process of endhost in that role."""
+        return self.start(end, ["-m", "endhost", role, json.dumps(options)], role)
+
+    def source(self, role, **options):
+        """An agent on the sender that others ask; it listens when this returns."""
+        found = self.agent(self.street.sender, role, address=SENDER.ipv4, **options)
+        found.await_text(found.out, AGENT_READY)
+
+    def sink(self, role, **options):
+        """An agent on the receiver."""
+        return self.agent(self.street.receiver, role, **options)
+
+
+def begin_ns():
+    """When agents that are started now may begin, since 1970."""
+    return time.time_ns() + BEGIN_seconds * 10**9
+
+
+CLIENT, SERVER = RECEIVER.ipv4, SENDER.ipv4

@@ -1,0 +1,150 @@
+"""What a verdict costs: `qoetap inline` in turns with a Python callback of NetfilterQueue, on the same queue."""
+
+import sys
+import tempfile
+import time
+
+from bench.inline_accuracy import OVERLOAD, RATE_pps
+from bench.inline_parts import (
+    BITS, MOST, QUEUE, Inline, Load, Looking, arrived, classes, queue_counts, router, under_load,
+)  # fmt: skip
+from bench.live_parts import ROOT
+from bench.live_report import say
+from bench.peers import Missing, package
+from bench.report import median
+
+OURS, PEER = "qoetap", "NetfilterQueue"
+ACCEPT = "accept"
+FLOOD_PORTS = 1000
+COUNTS, QUICK_COUNTS = (10, 100), (10,)  # of paced classes
+RATE_BAR, CPU_BAR = 0.8, 1.2
+END_seconds = 0.5  # of load after what counts
+
+
+def peer(street, _, rate=None):
+    """The loop around NetfilterQueue; with a rate it retains packets."""
+    options = [QUEUE, MOST, *([rate] if rate else [])]
+    return Looking(street, [sys.executable, "-I", ROOT / "bench" / "nfqueue_loop.py", *options], "ready")
+
+
+def accepting(street, folder):
+    """qoetap without a class: what is not paced is let through."""
+    return Inline(street, folder)
+
+
+class Now:
+    """What has been until now: seconds, packets that got a verdict, packets behind the router, CPU seconds."""
+
+    def __init__(self, street, looking):
+        counts = queue_counts(street)
+        self.at, self.arrived, self.cpu_s = time.perf_counter(), arrived(street), looking.cpu_seconds()
+        self.judged = counts.last_id - counts.waiting  # ids are given to what is put into the queue
+
+    def since(self, before):
+        """Differences to an earlier Now, as a dict."""
+        found = {name: getattr(self, name) - getattr(before, name) for name in vars(self)}
+        return {"seconds": found.pop("at"), **found}
+
+
+def run(street, start, ports, seconds, rate=None):
+    """One turn: `start(street, folder)` begins who looks after the queue."""
+    with tempfile.TemporaryDirectory() as folder:
+        load = Load(street, ports, seconds + 2, rate)
+        with start(street, folder) as looking, load:
+            under_load(street, looking, load)
+            before = Now(street, looking)
+            time.sleep(seconds)
+            found = Now(street, looking).since(before)
+            load.finish()
+            looking.drained()
+            looking.stop()
+    return found
+
+
+def turns(args, case):
+    """{who: [what `run` found in each round]} of ACCEPT or of so many classes."""
+    found = {PEER: [], OURS: []}
+    with router() as street:
+        for _ in range(args.rounds):
+            for who, runs in found.items():
+                runs.append(turn(street, who, case, args.seconds))
+                say(f"  {case:>6} {who:<15} {in_short(case, runs[-1])}")
+    return found
+
+
+def turn(street, who, case, seconds):
+    if case == ACCEPT:
+        return run(street, accepting if who == OURS else peer, FLOOD_PORTS, seconds)
+    rate = RATE_pps // int(case) * BITS
+
+    def ours(street, folder):
+        return Inline(street, folder, classes(int(case), rate))
+
+    def theirs(street, folder):
+        return peer(street, folder, rate)
+
+    return run(street, ours if who == OURS else theirs, int(case), seconds, RATE_pps * OVERLOAD)
+
+
+def measure(args):
+    """{ACCEPT or number of classes: {who: [what `run` found in each round]}}. Missing: there is no peer."""
+    package(PEER)()
+    cases = [ACCEPT, *(QUICK_COUNTS if args.quick else COUNTS)]
+    return {str(case): turns(args, str(case)) for case in cases}
+
+
+def microseconds(case, found):
+    """CPU time of a packet: of one with a verdict, or of one that was paced and arrived."""
+    return found["cpu_s"] / found["judged" if case == ACCEPT else "arrived"] * 1e6
+
+
+def in_short(case, found):
+    rate = found["judged"] / found["seconds"]
+    return f"{rate:,.0f} verdicts a second, {microseconds(case, found):.2f} us of CPU a packet"
+
+
+def ratios(case, runs, of):
+    """qoetap's over the peer's in each round; of: a function of a run."""
+    return [of(ours) / of(theirs) for ours, theirs in zip(runs[OURS], runs[PEER], strict=True)]
+
+
+def speed(run):
+    return run["judged"] / run["seconds"]
+
+
+def lines(found):
+    """The table."""
+    told = ["| classes | | verdicts a second | arrived a second | CPU us a packet | verdicts a second, qoetap's / this |"]
+    told[0] += " CPU a packet, qoetap's / this |"
+    told += ["|---|---|---|---|---|---|---|"]
+    for case, runs in found.items():
+
+        def cost(run, case=case):
+            return microseconds(case, run)
+
+        for who, them in runs.items():
+            rates = f"{median(map(speed, them)):,.0f} | {median([r['arrived'] / r['seconds'] for r in them]):,.0f}"
+            pair = {OURS: runs[OURS], PEER: them}
+            faster, dearer = median(ratios(case, pair, speed)), median(ratios(case, pair, cost))
+            title = "none, all accepted" if case == ACCEPT else case
+            told.append(f"| {title} | {who} | {rates} | {median(map(cost, them)):.2f} | {faster:.3g} | {dearer:.3g} |")
+    return told
+
+
+def verdict(found):
+    """[(what is asked, what was found, whether it is good)]."""
+    told = []
+    for case, runs in found.items():
+        if case == ACCEPT:
+            ratio = median(ratios(case, runs, speed))
+            told.append((f"verdicts a second at least {RATE_BAR} of NetfilterQueue's", f"{ratio:.3g}", ratio >= RATE_BAR))
+        else:
+            ratio = median(ratios(case, runs, lambda run, case=case: microseconds(case, run)))
+            asked = f"{case} classes: CPU of a paced packet at most {CPU_BAR} of the loop's"
+            told.append((asked, f"{ratio:.3g}", ratio <= CPU_BAR))
+    return told
+
+
+def missing(found):
+    """With the queue full packets pass by or are dropped by the kernel, and none is looked for."""
+    return 0

@@ -45,7 +45,7 @@ def run(count, seconds):
         load = Load(street, count, seconds + 2, pps * OVERLOAD)
         with looking, load, Capture(street, folder) as capture:
             capture.ready()
-            under_load(street, looking, load)
+            under_load(looking, load)
             told = load.finish()
             rows = capture.finish()
             looking.stop()

@@ -6,11 +6,21 @@ import time
 
 from bench.inline_accuracy import OVERLOAD, RATE_pps
 from bench.inline_parts import (
-    BITS, MOST, QUEUE, Inline, Load, Looking, arrived, classes, queue_counts, router, under_load,
+    BITS,
+    MOST,
+    QUEUE,
+    Inline,
+    Load,
+    Looking,
+    arrived,
+    classes,
+    queue_counts,
+    router,
+    under_load,
 )  # fmt: skip
 from bench.live_parts import ROOT
 from bench.live_report import say
-from bench.peers import Missing, package
+from bench.peers import package
 from bench.report import median
 
 OURS, PEER = "qoetap", "NetfilterQueue"
@@ -51,7 +61,7 @@ def run(street, start, ports, seconds, rate=None):
     with tempfile.TemporaryDirectory() as folder:
         load = Load(street, ports, seconds + 2, rate)
         with start(street, folder) as looking, load:
-            under_load(street, looking, load)
+            under_load(looking, load)
             before = Now(street, looking)
             time.sleep(seconds)
             found = Now(street, looking).since(before)
@@ -114,7 +124,9 @@ def speed(run):
 
 def lines(found):
     """The table."""
-    told = ["| classes | | verdicts a second | arrived a second | CPU us a packet | verdicts a second, qoetap's / this |"]
+    told = [
+        "| classes | | verdicts a second | arrived a second | CPU us a packet | verdicts a second, qoetap's / this |"
+    ]
     told[0] += " CPU a packet, qoetap's / this |"
     told += ["|---|---|---|---|---|---|---|"]
     for case, runs in found.items():
@@ -137,7 +149,9 @@ def verdict(found):
     for case, runs in found.items():
         if case == ACCEPT:
             ratio = median(ratios(case, runs, speed))
-            told.append((f"verdicts a second at least {RATE_BAR} of NetfilterQueue's", f"{ratio:.3g}", ratio >= RATE_BAR))
+            told.append(
+                (f"verdicts a second at least {RATE_BAR} of NetfilterQueue's", f"{ratio:.3g}", ratio >= RATE_BAR)
+            )
         else:
             ratio = median(ratios(case, runs, lambda run, case=case: microseconds(case, run)))
             asked = f"{case} classes: CPU of a paced packet at most {CPU_BAR} of the loop's"

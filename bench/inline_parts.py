@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.live_parts import LOOK_seconds, READY_seconds, ROOT, Reader, Senders
+from bench.live_parts import LOOK_seconds, Reader, READY_seconds, Senders
 from bench.live_readers import tcpdump_counted
 from bench.udp_sender import FIRST_PORT
 from dataplane.capture.nfqueue import TABLE, counts_of
@@ -59,10 +59,10 @@ def _be_silent():
     subprocess.run(["iptables", *where], check=True)
 
 
-def classes(ports, rate, **more):
-    """Classes c0, c1, … of UDP to each of so many ports, with a rate in bit/s."""
-    where = enumerate(range(FIRST_PORT, FIRST_PORT + ports))
-    return [{"name": f"c{i}", "match": {"proto": "udp", "dport": port}, "rate": rate, **more} for i, port in where]
+def classes(count, rate, first=FIRST_PORT, **more):
+    """Classes c0, c1, … of UDP to the ports from `first` on, with a rate in bit/s; more: their other keys."""
+    rest = {"rate": rate, **more}
+    return [{"name": f"c{i}", "match": {"proto": "udp", "dport": first + i}, **rest} for i in range(count)]
 
 
 class Looking(Reader):
@@ -189,9 +189,9 @@ def queue_counts(street):
     return counts_of(street.router.inside(TABLE.read_text))[QUEUE]
 
 
-def under_load(street, looking, load):
+def under_load(looking, load, settle=SETTLE_seconds):
     """Begin the load when all are ready, and let it settle."""
     load.ready()
     looking.ready()
     load.go()
-    time.sleep(SETTLE_seconds)
+    time.sleep(settle)

@@ -1,12 +1,17 @@
-"""What TCP gets of a class's rate: ten connections, each in a class of its own; six of one class beside one of another."""
+"""What TCP gets of the rates: ten connections, each in a class of its own; six of one class beside one of another.
+
+What counts is what the receiver's acknowledgements say that it has got, also behind a gap: what it can hand on jumps
+when a gap is filled, by up to all that the class holds.
+"""
 
 import contextlib
 import selectors
 import socket
+import struct
 import tempfile
 import time
 
-from bench.inline_parts import SETTLE_seconds, Inline, router
+from bench.inline_parts import Inline, SETTLE_seconds, router
 from bench.live_report import say
 from bench.report import median
 from qoetap.street import RECEIVER
@@ -15,6 +20,7 @@ FIRST_PORT = 5000
 MTU_bytes, SEGMENT_bytes = 1500, 1448  # of an IP packet; of them payload, with TCP's timestamps
 CHUNK_bytes = 1 << 16
 CONNECT_seconds = 10
+SND_MSS, SACKED, BYTES_ACKED, INFO_bytes = 16, 28, 120, 128  # offsets in struct tcp_info, linux/tcp.h
 BAR = 0.01
 CASES = {  # {class: (connections, bit/s)}
     "ten connections": {f"one{i}": (1, 2_000_000) for i in range(10)},
@@ -45,7 +51,7 @@ class Connection:
         with street.receiver.inside(socket.create_server, where) as listener:
             self.mouth = street.sender.inside(socket.create_connection, where, CONNECT_seconds)
             self.ear, _ = listener.accept()
-        self.port, self.received, self.buf = port, 0, bytearray(CHUNK_bytes)
+        self.port, self.buf = port, bytearray(CHUNK_bytes)
         for end in (self.mouth, self.ear):
             end.setblocking(False)
 
@@ -55,7 +61,13 @@ class Connection:
 
     def pull(self):
         """Receive what is there."""
-        self.received += self.ear.recv_into(self.buf)
+        self.ear.recv_into(self.buf)
+
+    def acknowledged(self):
+        """Bytes that the other side says it has, whether it can hand them on or not."""
+        info = self.mouth.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_bytes)
+        (segment,), (sacked,) = struct.unpack_from("I", info, SND_MSS), struct.unpack_from("I", info, SACKED)
+        return struct.unpack_from("Q", info, BYTES_ACKED)[0] + sacked * segment
 
     def close(self):
         self.mouth.close()
@@ -72,13 +84,13 @@ class Transfer:
             self.selector.register(one.ear, selectors.EVENT_READ, one.pull)
 
     def run(self, seconds):
-        """({port: bytes received so far}, when)."""
+        """({port: bytes acknowledged so far}, when)."""
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
             for key, _ in self.selector.select(left):
                 with contextlib.suppress(BlockingIOError):
                     key.data()
-        return {one.port: one.received for one in self.connections}, time.perf_counter()
+        return {one.port: one.acknowledged() for one in self.connections}, time.perf_counter()
 
     def goodput(self, seconds):
         """{port: bit/s} over so long, after it has settled."""

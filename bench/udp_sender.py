@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from bench.senders import MESSAGE, MESSAGE_bytes, VECTOR, Bucket, sendmmsg
+from bench.senders import MESSAGE, VECTOR, Bucket, MESSAGE_bytes, sendmmsg
 
 FIRST_PORT = 9000
 HEADERS_bytes = 28  # IPv4 and UDP

@@ -41,7 +41,11 @@ def arguments(argv):
     parser.add_argument("--rounds", type=int, help="of each part (default 3; quick 1)")
     parser.add_argument("-o", "--out", type=Path, default=Path("bench/results/inline"), help="folder of the report")
     args = parser.parse_args(argv)
-    args.seconds, args.rounds = args.seconds or (1.0 if args.quick else 10.0), args.rounds or (1 if args.quick else 3)
+    seconds, rounds = (1.0, 1) if args.quick else (10.0, 3)
+    args.seconds = seconds if args.seconds is None else args.seconds
+    args.rounds = rounds if args.rounds is None else args.rounds
+    if args.seconds <= 0 or args.rounds < 1:
+        parser.error("--seconds must be more than 0, --rounds at least 1")
     return args
 
 

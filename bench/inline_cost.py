@@ -1,5 +1,6 @@
 """What a verdict costs: `qoetap inline` in turns with a Python callback of NetfilterQueue, on the same queue."""
 
+import functools
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from bench.report import median
 
 OURS, PEER = "qoetap", "NetfilterQueue"
 ACCEPT = "accept"
-FLOOD_PORTS = 1000
+FLOOD_PORTS, FLOODERS = 1000, 2  # one alone can be slower than who looks after the queue, which then is empty
 COUNTS, QUICK_COUNTS = (10, 100), (10,)  # of paced classes
 RATE_BAR, CPU_BAR = 0.8, 1.2
 END_seconds = 0.5  # of load after what counts
@@ -49,26 +50,27 @@ class Now:
         counts = queue_counts(street)
         self.at, self.arrived, self.cpu_s = time.perf_counter(), arrived(street), looking.cpu_seconds()
         self.judged = counts.last_id - counts.waiting  # ids are given to what is put into the queue
+        self.waiting = counts.waiting
 
     def since(self, before):
-        """Differences to an earlier Now, as a dict."""
-        found = {name: getattr(self, name) - getattr(before, name) for name in vars(self)}
-        return {"seconds": found.pop("at"), **found}
+        """Differences to an earlier Now, as a dict; `waiting`: packets in the queue, at first and now, at least."""
+        found = {name: getattr(self, name) - getattr(before, name) for name in ("arrived", "cpu_s", "judged")}
+        return {"seconds": self.at - before.at, "waiting": min(self.waiting, before.waiting), **found}
 
 
 def run(street, start, ports, seconds, rate=None):
     """One turn: `start(street, folder)` begins who looks after the queue."""
     with tempfile.TemporaryDirectory() as folder:
-        load = Load(street, ports, seconds + 2, rate)
+        load = Load(street, ports, seconds + 2, rate, 1 if rate else FLOODERS)
         with start(street, folder) as looking, load:
             under_load(looking, load)
             before = Now(street, looking)
             time.sleep(seconds)
             found = Now(street, looking).since(before)
-            load.finish()
+            told = load.finish()
             looking.drained()
             looking.stop()
-    return found
+    return found | {"sent_pps": told["sent"] / told["seconds"]}
 
 
 def turns(args, case):
@@ -109,37 +111,41 @@ def microseconds(case, found):
 
 
 def in_short(case, found):
-    rate = found["judged"] / found["seconds"]
-    return f"{rate:,.0f} verdicts a second, {microseconds(case, found):.2f} us of CPU a packet"
+    sent = f"{found['sent_pps']:,.0f} sent, {found['waiting']:,} waiting"
+    return f"{speed(found):,.0f} verdicts a second, {microseconds(case, found):.2f} us of CPU a packet ({sent})"
 
 
-def ratios(case, runs, of):
+def ratios(runs, of):
     """qoetap's over the peer's in each round; of: a function of a run."""
     return [of(ours) / of(theirs) for ours, theirs in zip(runs[OURS], runs[PEER], strict=True)]
+
+
+def sending(run):
+    return run["sent_pps"]
 
 
 def speed(run):
     return run["judged"] / run["seconds"]
 
 
+def arriving(run):
+    return run["arrived"] / run["seconds"]
+
+
 def lines(found):
     """The table."""
-    told = [
-        "| classes | | verdicts a second | arrived a second | CPU us a packet | verdicts a second, qoetap's / this |"
-    ]
-    told[0] += " CPU a packet, qoetap's / this |"
-    told += ["|---|---|---|---|---|---|---|"]
+    told = ["| classes | | sent a second | waiting at least | verdicts a second | arrived a second | CPU us a packet |"]
+    told[0] += " verdicts a second, qoetap's / this | CPU a packet, qoetap's / this |"
+    told += ["|" + "---|" * 9]
     for case, runs in found.items():
-
-        def cost(run, case=case):
-            return microseconds(case, run)
-
+        cost = functools.partial(microseconds, case)
         for who, them in runs.items():
-            rates = f"{median(map(speed, them)):,.0f} | {median([r['arrived'] / r['seconds'] for r in them]):,.0f}"
+            rates = [f"{median(map(of, them)):,.0f}" for of in (sending, speed, arriving)]
+            rates.insert(1, f"{min(run['waiting'] for run in them):,}")
             pair = {OURS: runs[OURS], PEER: them}
-            faster, dearer = median(ratios(case, pair, speed)), median(ratios(case, pair, cost))
+            compared = " | ".join(f"{median(ratios(pair, of)):.3g}" for of in (speed, cost))
             title = "none, all accepted" if case == ACCEPT else case
-            told.append(f"| {title} | {who} | {rates} | {median(map(cost, them)):.2f} | {faster:.3g} | {dearer:.3g} |")
+            told.append(f"| {title} | {who} | {' | '.join(rates)} | {median(map(cost, them)):.2f} | {compared} |")
     return told
 
 
@@ -148,14 +154,14 @@ def verdict(found):
     told = []
     for case, runs in found.items():
         if case == ACCEPT:
-            ratio = median(ratios(case, runs, speed))
-            told.append(
-                (f"verdicts a second at least {RATE_BAR} of NetfilterQueue's", f"{ratio:.3g}", ratio >= RATE_BAR)
-            )
+            ratio = median(ratios(runs, speed))
+            good = ratio >= RATE_BAR
+            asked = f"verdicts a second at least {RATE_BAR} of NetfilterQueue's"
         else:
-            ratio = median(ratios(case, runs, lambda run, case=case: microseconds(case, run)))
+            ratio = median(ratios(runs, functools.partial(microseconds, case)))
+            good = ratio <= CPU_BAR
             asked = f"{case} classes: CPU of a paced packet at most {CPU_BAR} of the loop's"
-            told.append((asked, f"{ratio:.3g}", ratio <= CPU_BAR))
+        told.append((asked, f"{ratio:.3g}", good))
     return told
 
 

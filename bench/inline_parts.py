@@ -21,10 +21,11 @@ from qoetap import firewall
 from qoetap.street import RECEIVER, Street
 
 QUEUE = 5
-MOST = 16384  # packets that the queue holds, for everybody
+MOST = 65536  # packets that the queue holds, for everybody: as inline.held
 LENGTH_bytes = 500  # of a datagram with its IP header
 BITS = LENGTH_bytes * 8
 SETTLE_seconds = 1.0  # of load before anything counts
+STILL_seconds = 15  # in which all that classes hold has left
 SNAP_bytes = 64  # of a packet: headers, and always as many
 RING_KiB = 64 << 10
 RECORD = np.dtype(  # of a pcap file in which every packet has SNAP_bytes; IPv4 over Ethernet
@@ -131,13 +132,14 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Load(Senders):
-    """One process of bench.udp_sender to `ports` classes, all at `rate` packets a second (None: as fast as it can)."""
+    """`count` processes of bench.udp_sender to `ports` ports, each at `rate` packets a second (None: what it can)."""
 
-    def __init__(self, street, ports, seconds, rate=None):
+    def __init__(self, street, ports, seconds, rate=None, count=1):
         self.running = []
         options = ["--to", RECEIVER.ipv4, "--ports", ports, "--length", LENGTH_bytes, "--seconds", seconds]
         options += ["--rate", rate] if rate else []
-        self.start(street.sender, "bench.udp_sender", *options)
+        for _ in range(count):
+            self.start(street.sender, "bench.udp_sender", *options)
 
 
 class Capture(Reader):
@@ -152,7 +154,11 @@ class Capture(Reader):
         super().__init__(street.receiver, argv)
 
     def finish(self):
-        """End it when it has all: RECORD rows, in the order of arrival. RuntimeError: it lost some."""
+        """End it when nothing arrives any more: RECORD rows, in the order of arrival. RuntimeError: it lost some."""
+        before, deadline = -1, time.monotonic() + STILL_seconds
+        while (now := self.end.counters()["rx_packets"]) > before and time.monotonic() < deadline:
+            before = now
+            time.sleep(SETTLE_seconds)
         self.drained()
         self.stop()
         if lost := tcpdump_counted(self.text, None).dropped:

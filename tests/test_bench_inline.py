@@ -160,13 +160,14 @@ def test_rates_in_force_are_read_from_the_events(tmp_path):
 
 
 def turned(judged, cpu_s, arrived=100):
-    return {"seconds": 1.0, "judged": judged, "arrived": arrived, "cpu_s": cpu_s}
+    told = {"sent_pps": 2 * judged, "waiting": 5}
+    return told | {"seconds": 1.0, "judged": judged, "arrived": arrived, "cpu_s": cpu_s}
 
 
 def test_ratios_are_of_rounds():
     case = {OURS: [turned(90, 1.0), turned(10, 1.0)], PEER: [turned(100, 2.0), turned(5, 0.5)]}
     found = {ACCEPT: case, "10": case}
-    assert inline_cost.ratios(ACCEPT, case, inline_cost.speed) == [0.9, 2.0]
+    assert inline_cost.ratios(case, inline_cost.speed) == [0.9, 2.0]
     assert [text for _, text, _ in inline_cost.verdict(found)] == ["1.45", "1.25"]
     assert [good for _, _, good in inline_cost.verdict(found)] == [True, False]
     assert inline_cost.lines(found)[-1].endswith("| 1 | 1 |")

@@ -28,8 +28,8 @@ def errors(rows, rate, seconds):
     it takes at the rate, and all are of the same length.
     """
     times = times_of(rows)
-    times = times[times >= times[0] + SKIPPED_ns]
-    times = times[times < times[0] + seconds * 1e9]
+    since = times[0] + SKIPPED_ns
+    times = times[(times >= since) & (times < since + seconds * 1e9)]
     if len(times) < 3:
         raise RuntimeError("fewer than three packets of a class arrived")
     gap = BITS / rate * 1e9

@@ -2,8 +2,8 @@
 
     python -m bench.udp_sender --to 10.0.2.2 --ports 100 --rate 13000 --seconds 10 --json
 
-Unlike senders.py it goes through the kernel's UDP, so that a router's firewall sees them as it sees anybody's. One
-sendmmsg(2) sends what is due; the messages are written once, for only the port differs.
+Unlike senders.py it goes through the kernel's UDP, which finds the way to a router. One sendmmsg(2) sends what is due;
+the messages are written once, for only the port differs.
 """
 
 import argparse

@@ -35,7 +35,7 @@ from dataplane.wheel import (
 )
 
 BYTE_WORK = 8 * 10**9  # of one byte at 1 bit/s, ns
-CREDIT_ns = 10**6
+CREDIT_ns = 4 * 10**6
 
 SET_MARK, SET_CE, SET_DSCP = 1, 2, 4  # VERDICT.flags
 NO_SLOT = -1
@@ -207,6 +207,7 @@ def release(at, now, verdicts, room):
         row = class_at(at, index)
         let_go(at, row, now, verdicts[made])
         row.released += 1
+        forgive(row, np.int64(verdicts[made].length), now)
         depart(row, np.int64(verdicts[made].length), now)
         made += 1
         if row.held:
@@ -290,6 +291,17 @@ def lend(row, earliest):
     """Forget what was earned before `earliest`."""
     if row.next < earliest:
         row.next, row.rest = earliest, 0
+
+
+@njit(forceinline=True)
+def forgive(row, length, now):
+    """Forget what a class that we let wait for too long has earned beyond its credit, but not where in the time of a
+    packet it was: classes that waited for us together would else leave in step from now on.
+    """
+    earliest = now - row.credit_ns
+    if row.rate and row.next < earliest:
+        span = max(1, min(row.credit_ns, length * BYTE_WORK // row.rate))
+        row.next, row.rest = earliest + (row.next - earliest) % span, 0
 
 
 @njit(forceinline=True)

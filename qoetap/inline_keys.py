@@ -86,7 +86,7 @@ INLINE = {
     "queues": (Annotated[list[Queue], Field(max_length=64)], [], "numbers of the queues of NFQUEUE, as with -q"),
     "chain": (Literal[CHAINS], "FORWARD", "chain of the firewall in which --install puts its rules"),
     "held": (Annotated[int, Field(ge=1, le=HELD_MAX)], 65536, "packets held at most, of all classes; more are let go"),
-    "credit": (Duration, parse_duration("1ms"), "a class that was late makes up for so much of it at once"),
+    "credit": (Duration, parse_duration("4ms"), "a class that was late makes up for so much of it at once"),
     "tick": (Duration, 0, "packets that are due so close together leave together: some CPU for precision"),
     "delay_bound": (Duration, parse_duration("50ms"), "everything is let through while we are later than this; 0: "
                     "never"),

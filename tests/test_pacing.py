@@ -266,6 +266,21 @@ def test_a_late_call_catches_up_its_credit(late_ms, left):
     assert len(ours.release(SECOND + MS + late_ms * MS)) == left
 
 
+def test_classes_that_waited_for_us_together_are_not_in_step_afterwards():
+    """Ten classes with a packet each ms, a tenth of a ms apart, before and after 7.3 ms in which nobody released."""
+    ours = Ours(*[dict(rate=8_000_000, credit_ns=2 * MS) for _ in range(10)])
+    for index in range(10):
+        for _ in range(20):
+            ours.offer(index, 1000, SECOND + index * MS // 10)
+    now, steps = SECOND + 7 * MS + 3 * MS // 10, []
+    ours.release(now)
+    for _ in range(10):
+        now = next_due(ours.at)
+        assert len(ours.release(now)) == 1
+        steps.append(now % MS)
+    assert sorted(steps) == [index * MS // 10 for index in range(10)]
+
+
 def test_departures_of_classes_are_in_order():
     """Packets of two classes, each ms and each 1.5 ms, released late."""
     ours = Ours(dict(rate=8_000_000, credit_ns=SECOND), dict(rate=8_000_000, credit_ns=SECOND))
@@ -292,10 +307,10 @@ def test_a_higher_rate_is_no_burst_and_acts_at_once():
 
 def test_a_lower_rate_keeps_no_more_than_the_credit():
     """1 ms at 8 Gbit/s is 1 Mbyte; at 8 Mbit/s 1 ms is 1000 bytes."""
-    ours, now = Ours(dict(rate=8 * 10**9)), SECOND
+    ours, now = Ours(dict(rate=8 * 10**9, credit_ns=MS)), SECOND
     set_rate(ours.at, 0, 8_000_000, now)
     assert [ours.offer(0, 1000, now) for _ in range(3)] == ["passed", "passed", "held"]
-    ours = Ours(dict(rate=8_000_000))
+    ours = Ours(dict(rate=8_000_000, credit_ns=MS))
     set_rate(ours.at, 0, 8 * 10**9, now)  # 1000 bytes were earned
     assert [ours.offer(0, 1000, now) for _ in range(3)] == ["passed", "passed", "held"]
 

@@ -5,7 +5,7 @@ A packet is (id, length, tos). Times are ns; what is told is a list of (id, verd
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor
 
 BIT_NS = 10**9
 WORK_MAX = 2**63 - 1  # what may be earned under any rate, bits * 10**9
@@ -24,6 +24,12 @@ class Class:
     def depart(self, now, length):
         if self.rate:
             self.next = max(self.next, Fraction(now - self.credit)) + Fraction(length * 8 * BIT_NS, self.rate)
+
+    def forgive(self, now, length):
+        earliest = now - self.credit
+        if self.rate and self.next < earliest:
+            span = max(1, min(self.credit, length * 8 * BIT_NS // self.rate))
+            self.next = Fraction(earliest + (floor(self.next) - earliest) % span)
 
     def due(self, now):
         return ceil(self.next) if self.rate else now
@@ -76,6 +82,7 @@ class Pacer:
             c = self.classes[index]
             number, length, _, marked = c.queue.pop(0)
             told.append((at, index, number, marked))
+            c.forgive(now, length)
             c.depart(now, length)
 
     def next_due(self, now):

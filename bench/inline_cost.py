@@ -1,6 +1,7 @@
 """What a verdict costs: `qoetap inline` in turns with a Python callback of NetfilterQueue, on the same queue."""
 
 import functools
+import json
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from bench.inline_parts import (
     queue_counts,
     router,
     under_load,
-)  # fmt: skip
+)
 from bench.live_parts import ROOT
 from bench.live_report import say
 from bench.peers import package
@@ -29,18 +30,18 @@ ACCEPT = "accept"
 FLOOD_PORTS, FLOODERS = 1000, 2  # one alone can be slower than who looks after the queue, which then is empty
 COUNTS, QUICK_COUNTS = (10, 100), (10,)  # of paced classes
 RATE_BAR, CPU_BAR = 0.8, 1.2
-END_seconds = 0.5  # of load after what counts
 
 
-def peer(street, _, rate=None):
+class Peer(Looking):
     """The loop around NetfilterQueue; with a rate it retains packets."""
-    options = [QUEUE, MOST, *([rate] if rate else [])]
-    return Looking(street, [sys.executable, "-I", ROOT / "bench" / "nfqueue_loop.py", *options], "ready")
 
+    def __init__(self, street, rate=None):
+        options = [QUEUE, MOST, *([rate] if rate else [])]
+        super().__init__(street, [sys.executable, "-I", ROOT / "bench" / "nfqueue_loop.py", *options], "ready")
 
-def accepting(street, folder):
-    """qoetap without a class: what is not paced is let through."""
-    return Inline(street, folder)
+    def seen(self):
+        """Packets that it got, as it says at the end."""
+        return json.loads(self.text.splitlines()[-1])["packets"]
 
 
 class Now:
@@ -49,8 +50,8 @@ class Now:
     def __init__(self, street, looking):
         counts = queue_counts(street)
         self.at, self.arrived, self.cpu_s = time.perf_counter(), arrived(street), looking.cpu_seconds()
-        self.judged = counts.last_id - counts.waiting  # ids are given to what is put into the queue
-        self.waiting = counts.waiting
+        self.queued = counts.last_id - counts.lost  # ids are given to what is put into the queue
+        self.judged, self.waiting = self.queued - counts.waiting, counts.waiting
 
     def since(self, before):
         """Differences to an earlier Now, as a dict; `waiting`: packets in the queue, at first and now, at least."""
@@ -59,17 +60,20 @@ class Now:
 
 
 def run(street, start, ports, seconds, rate=None):
-    """One turn: `start(street, folder)` begins who looks after the queue."""
+    """One turn of who `start(folder)` makes look after the queue; rate: packets a second, None: a flood."""
     with tempfile.TemporaryDirectory() as folder:
         load = Load(street, ports, seconds + 2, rate, 1 if rate else FLOODERS)
-        with start(street, folder) as looking, load:
+        with start(folder) as looking, load:
             under_load(looking, load)
             before = Now(street, looking)
             time.sleep(seconds)
             found = Now(street, looking).since(before)
             told = load.finish()
             looking.drained()
+            queued = Now(street, looking).queued
             looking.stop()
+            if (seen := looking.seen()) != queued:
+                raise RuntimeError(f"{seen:,} of {queued:,} packets were seen that were in the queue")
     return found | {"sent_pps": told["sent"] / told["seconds"]}
 
 
@@ -85,17 +89,20 @@ def turns(args, case):
 
 
 def turn(street, who, case, seconds):
+    """One turn of one of the two."""
     if case == ACCEPT:
-        return run(street, accepting if who == OURS else peer, FLOOD_PORTS, seconds)
-    rate = RATE_pps // int(case) * BITS
+        ports, load, rate, more = FLOOD_PORTS, None, None, {"held": MOST}
+    else:
+        ports, load, rate = int(case), RATE_pps * OVERLOAD, RATE_pps // int(case) * BITS
+        more = {
+            "classes": classes(ports, rate),
+            "delay_bound": "0s",
+        }  # nothing passes by, whatever else the machine does
 
-    def ours(street, folder):
-        return Inline(street, folder, classes(int(case), rate))
+    def start(folder):
+        return Inline(street, folder, **more) if who == OURS else Peer(street, rate)
 
-    def theirs(street, folder):
-        return peer(street, folder, rate)
-
-    return run(street, ours if who == OURS else theirs, int(case), seconds, RATE_pps * OVERLOAD)
+    return run(street, start, ports, seconds, load)
 
 
 def measure(args):

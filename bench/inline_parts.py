@@ -21,7 +21,7 @@ from qoetap import firewall
 from qoetap.street import RECEIVER, Street
 
 QUEUE = 5
-MOST = 65536  # packets that the queue holds, for everybody: as inline.held
+MOST = 16384  # packets that a queue holds where two are compared
 LENGTH_bytes = 500  # of a datagram with its IP header
 BITS = LENGTH_bytes * 8
 SETTLE_seconds = 1.0  # of load before anything counts
@@ -98,6 +98,14 @@ class Inline(Looking):
         out = self.events if events else "null"
         options = ("-q", QUEUE, "-c", config, "-o", out, "--stats", self.stats)
         super().__init__(street, [sys.executable, "-m", "qoetap", "inline", *options], "TERM or INT ends it")
+
+    def seen(self):
+        """Packets that it got, as it says at the end."""
+        return self.told()["ledger"]["seen"]
+
+    def passes(self):
+        """How often it let everything pass by, because it was late."""
+        return self.text.count("everything passes by")
 
     def told(self):
         """What --stats wrote: {"classes": …, "ledger": …, "seconds": …}."""

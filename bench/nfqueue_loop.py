@@ -18,7 +18,7 @@ from time import monotonic_ns
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 
 COPY_bytes, BUFFER_bytes = 256, 16 << 20
-CREDIT_ns, LIMIT_ns = 1_000_000, 200_000_000  # as inline.credit and limit_time
+CREDIT_ns, LIMIT_ns = 4_000_000, 200_000_000  # as inline.credit and limit_time
 CLOCK_MONOTONIC, TFD_NONBLOCK, TFD_TIMER_ABSTIME = 1, os.O_NONBLOCK, 1  # timerfd_create(2)
 PR_SET_TIMERSLACK = 29  # linux/prctl.h
 libc = ctypes.CDLL(None)

@@ -8,7 +8,7 @@ both included, the bytes that left may be at most
 
 where `rate` is the one in force if it did not change in that time, else the high one. What was in force follows from
 the events pace.rate_changed, which say when each change was made; departures are those of the capture behind the
-router. Both tell the machine's real time.
+router. Both tell the machine's real time. `delay_bound` is off: that lets go at once what is held, whatever the rates.
 """
 
 import json
@@ -105,7 +105,7 @@ def run(seconds):
     """One measurement, as a dict."""
     limits = {"limit_time": f"{ROOM_seconds}s", "limit_bytes": "16MiB"}
     with tempfile.TemporaryDirectory() as folder, router() as street:
-        looking = Inline(street, folder, classes(CLASSES, LOW, **limits), events=True)
+        looking = Inline(street, folder, classes(CLASSES, LOW, **limits), events=True, delay_bound="0s")
         load = Load(street, CLASSES, seconds, LOAD_pps)
         with looking, load, Capture(street, folder) as capture:
             capture.ready()

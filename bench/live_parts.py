@@ -30,12 +30,16 @@ class Senders:
     """
 
     def __init__(self, link, count, *options):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-        command = [sys.executable, "-m", "bench.senders", "--interface", link.sender.interface, "--json", "--wait"]
         self.running = []
         for number in range(count):
-            argv = link.sender.command(*command, "--first", number * SPREAD, *options)
-            self.running.append(subprocess.Popen(argv, **pipes))
+            own = ("--interface", link.sender.interface, "--first", number * SPREAD)
+            self.start(link.sender, "bench.senders", *own, *options)
+
+    def start(self, end, module, *options):
+        """Start one more, which waits for `go`."""
+        argv = end.command(sys.executable, "-m", module, "--json", "--wait", *options)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+        self.running.append(subprocess.Popen(argv, **pipes))
 
     def ready(self):
         """Wait until all are compiled and wait for `go`."""
@@ -55,7 +59,7 @@ class Senders:
         told = [json.loads(process.communicate()[0] or "null") for process in self.running]
         if None in told:
             raise RuntimeError("a sender failed; what it says is above")
-        sums = {name: sum(one[name] for one in told) for name in ("sent", "bytes", "refused", "flows_begun")}
+        sums = {name: sum(one[name] for one in told) for name in told[0] if name != "seconds"}
         return sums | {"seconds": max(one["seconds"] for one in told)}
 
     def __enter__(self):
@@ -79,9 +83,9 @@ class Reader:
 
     @property
     def text(self):
-        """What it printed so far."""
-        self.said.seek(0)
-        return self.said.read()
+        """What it printed so far; where it goes on printing does not change."""
+        fd = self.said.fileno()
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     def ready(self):
         """Wait until it has a packet socket that receives."""

@@ -226,6 +226,8 @@ class Plane:
             if now >= self.passing_until:
                 self.passing_until = 0
                 self._pass_by(False)
+            else:
+                self.shim.flush()  # what had been queued before
         elif 0 < self.inline.delay_bound < late:
             self.passes += 1
             self.passing_until = now + PASS_ns

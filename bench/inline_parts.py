@@ -142,10 +142,11 @@ class UnixConnection(http.client.HTTPConnection):
 class Load(Senders):
     """`count` processes of bench.udp_sender to `ports` ports, each at `rate` packets a second (None: what it can)."""
 
-    def __init__(self, street, ports, seconds, rate=None, count=1):
+    def __init__(self, street, ports, seconds, rate=None, count=1, before=None):
         self.running = []
         options = ["--to", RECEIVER.ipv4, "--ports", ports, "--length", LENGTH_bytes, "--seconds", seconds]
         options += ["--rate", rate] if rate else []
+        options += ["--before", before] if before is not None else []  # evenly, see there
         for _ in range(count):
             self.start(street.sender, "bench.udp_sender", *options)
 

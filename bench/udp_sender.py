@@ -3,7 +3,7 @@
     python -m bench.udp_sender --to 10.0.2.2 --ports 100 --rate 13000 --seconds 10 --json
 
 Unlike senders.py it goes through the kernel's UDP, which finds the way to a router. One sendmmsg(2) sends what is due;
-the messages are written once, for only the port differs.
+the messages are written once, for only the port differs. With --before packets go one by one instead.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 import numpy as np
 
 from bench.senders import MESSAGE, VECTOR, Bucket, MESSAGE_bytes, sendmmsg
+from qoetap.timerslack import wake_exactly
 
 FIRST_PORT = 9000
 HEADERS_bytes = 28  # IPv4 and UDP
@@ -29,7 +30,7 @@ class UdpSender:
     """Datagrams of `length` bytes with their IP header, to `ports` ports of `host` in turn."""
 
     def __init__(self, sock, host, ports, length):
-        self.sock, self.stopped, self.at = sock, False, 0
+        self.sock, self.host, self.stopped, self.at = sock, host, False, 0
         self.data = np.zeros(length - HEADERS_bytes, np.uint8)
         count = ports * math.ceil(BATCH_packets / ports)  # a whole number of turns
         self.addresses = np.zeros(count, ADDRESS)
@@ -70,6 +71,22 @@ class UdpSender:
             now = time.perf_counter()
         return {"sent": sent, "seconds": now - start}
 
+    def run_evenly(self, seconds, rate, before):
+        """Send one by one at even distances; what was sent, as a dict. The first `before` seconds, to the port below
+        FIRST_PORT, do not count: they are for caches and clocks to be warm when classes begin.
+        """
+        wake_exactly()
+        start, sent = time.perf_counter() + before, -round(before * rate)
+        while sent < seconds * rate and not self.stopped:
+            if (early := start + sent / rate - time.perf_counter()) > 0:
+                time.sleep(early)
+            if sent < 0:
+                self.sock.sendto(self.data, (self.host, FIRST_PORT - 1))
+            else:
+                self.send(1)
+            sent += 1
+        return {"sent": max(0, sent), "seconds": time.perf_counter() - start}
+
     def stop(self, *_):
         """As a signal handler: send no more."""
         self.stopped = True
@@ -82,11 +99,14 @@ def arguments(argv):
     parser.add_argument("--length", type=int, default=500, help="bytes with the IP header (default 500)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long (default 10)")
     parser.add_argument("--rate", type=float, help="packets a second (default: as many as can be)")
+    parser.add_argument("--before", type=float, help="one by one; for so many seconds to a port that does not count")
     parser.add_argument("--wait", action="store_true", help="say `ready`, then wait for a line on standard input")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     args = parser.parse_args(argv)
     if not 1 <= args.ports <= 65536 - FIRST_PORT or (args.rate is not None and args.rate <= 0):
         parser.error(f"--ports must be from 1 to {65536 - FIRST_PORT}, --rate more than 0")
+    if args.before is not None and (args.before < 0 or args.rate is None):
+        parser.error("--before must not be negative, and needs --rate")
     if not HEADERS_bytes < args.length <= 1500:
         parser.error(f"--length must be from {HEADERS_bytes + 1} to 1500")
     return args
@@ -104,7 +124,10 @@ def main(argv=None):
                 print("ready", flush=True)
                 if not sys.stdin.readline():
                     return 1  # whoever started it has ended
-            told = sender.run(args.seconds, args.rate)
+            if args.before is None:
+                told = sender.run(args.seconds, args.rate)
+            else:
+                told = sender.run_evenly(args.seconds, args.rate, args.before)
     except (OSError, ValueError) as error:
         print(f"bench.udp_sender: {args.to}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1

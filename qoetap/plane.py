@@ -3,7 +3,6 @@ where any of them changes another.
 """
 
 import contextlib
-import ctypes
 import signal
 import time
 
@@ -31,10 +30,10 @@ from qoetap.outputs import Outputs, rotation_of
 from qoetap.rates import BY_LEASE, BY_MITIGATION, Rates
 from qoetap.replay import engine_parts
 from qoetap.say import say
+from qoetap.timerslack import wake_exactly
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 WAYS = ("passed", "released", "flushed", "over_bytes", "over_time", "no_room")  # what became of a class's packets
-PR_SET_TIMERSLACK = 29  # linux/prctl.h
 PASS_ns = 1_000_000_000  # for so long everything passes by when we were late
 
 
@@ -45,11 +44,6 @@ def queues_of(inline, rewrite):
         return Queues(inline.queues, options._replace(copy_bytes=WHOLE_bytes) if rewrite else options)
     except CaptureError as error:
         raise Exit(PRIVILEGE if "CAP_NET_ADMIN" in str(error) else USAGE, str(error)) from error
-
-
-def wake_exactly():
-    """This thread's waits end when they should, not up to 50 us later (PR_SET_TIMERSLACK of prctl(2))."""
-    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
 
 
 class Plane:

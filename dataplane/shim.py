@@ -120,12 +120,12 @@ def spin_until(q, due, ahead):  # only compiled
 def doze(c, q, until):  # only compiled
     """Wait for a packet, but not beyond a time; whether one is there.
 
-    Waking takes its time, and so `until` is to be AHEAD of what is due: by so much that nine of ten times it is enough.
+    Waking takes its time, and so `until` is to be AHEAD of what is due: by so much that 24 of 25 times it is enough.
     """
     if wait(q, until - clock(q, MONOTONIC)):
         return True
     late = clock(q, MONOTONIC) - until > c.ahead
-    c.ahead = min(c.ahead + 9 * AHEAD_STEP_ns, AHEAD_MAX_ns) if late else max(0, c.ahead - AHEAD_STEP_ns)
+    c.ahead = min(c.ahead + 24 * AHEAD_STEP_ns, AHEAD_MAX_ns) if late else max(0, c.ahead - AHEAD_STEP_ns)
     return False
 
 

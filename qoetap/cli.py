@@ -150,7 +150,7 @@ def lab_parser():
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", choices=("stalls", "hostile", "street"), help="see above")
     add_config(parser)
-    parser.add_argument("--seeds", metavar="N", type=int, help="of stalls: scenarios, each run twice (default 5)")
+    parser.add_argument("--seeds", metavar="N", help="of stalls: scenarios, or 3-5; each is run twice (default 5)")
     parser.add_argument("--seconds", metavar="S", type=float, help="each run (default: stalls 120, hostile 90)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep results, events and logs there")
     parser.add_argument("--plot", metavar="FILE", help="of stalls: buffer and bulk transfer over time, PNG or SVG")

@@ -13,7 +13,7 @@ from qoetap.lab_site import check_needs, tried
 from qoetap.say import say
 
 HERE = Path(__file__).parent
-SEEDS, SEEDS_MAX, SECONDS_MAX = 5, 1000, 3600
+SEEDS, SEED_MAX, SECONDS_MAX = "5", 1_000_000, 3600
 SECONDS = {"stalls": 120.0, "hostile": 90.0}  # unless told
 LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_seconds}
 ONLY = {"seeds": ("stalls",), "plot": ("stalls",), "seconds": tuple(SECONDS), "json": tuple(SECONDS)}
@@ -24,12 +24,23 @@ def check_options(args):
     for name, experiments in ONLY.items():
         if getattr(args, name) not in (None, False) and args.experiment not in experiments:
             raise Exit(USAGE, f"--{name} is for {' and '.join(experiments)}")
-    if args.seeds is not None and not 1 <= args.seeds <= SEEDS_MAX:
-        raise Exit(USAGE, f"--seeds {args.seeds}: choose 1 to {SEEDS_MAX}")
+    seeds_of(args.seeds or SEEDS)
     if args.seconds is not None and not LEAST[args.experiment] <= args.seconds <= SECONDS_MAX:
         raise Exit(USAGE, f"--seconds {args.seconds:g}: choose {LEAST[args.experiment]} to {SECONDS_MAX}")
     if args.plot:
         lab_plot.check_plot(Path(args.plot))
+
+
+def seeds_of(text):
+    """The seeds that `5`, 1 to 5, or `3-5` stand for. Exit if it is neither."""
+    first, dash, last = text.rpartition("-")
+    try:
+        found = range(int(first) if dash else 1, int(last) + 1)
+    except ValueError:
+        found = ()
+    if not found or found[0] < 1 or found[-1] > SEED_MAX:
+        raise Exit(USAGE, f"--seeds {text}: write how many, or the first and the last as 3-5")
+    return found
 
 
 def config_of(args):
@@ -80,7 +91,7 @@ def lab(args):
         elif args.experiment == "hostile":
             show(args, tried(lab_hostile.run_once, folder, options, inline, seconds), lab_hostile)
         else:
-            runs = lab_stalls.run_all(folder, options, args.seeds or SEEDS, seconds)
+            runs = lab_stalls.run_all(folder, options, seeds_of(args.seeds or SEEDS), seconds)
             show(args, runs, lab_stalls)
             if args.plot:
                 lab_plot.plot(runs, Path(args.plot))

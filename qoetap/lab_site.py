@@ -84,8 +84,11 @@ class Process:
         status = self.process.poll()
         if self.name == "inline" and status == USAGE:
             return Exit(status, lines[-1].removeprefix("qoetap: "))
-        how = "did not get ready or end in time" if status is None else f"ended with status {status}"
-        return Exit(RUN_ERROR, f"{self.name} {how}: {lines[-1]} (-o FOLDER keeps what was said before)")
+        if status is None:
+            return TooBusy(RUN_ERROR, f"the machine was too busy: {self.name} did not get ready or end in time")
+        return Exit(
+            RUN_ERROR, f"{self.name} ended with status {status}: {lines[-1]} (-o FOLDER keeps what was said before)"
+        )
 
     def stop(self):
         """End it if it still runs."""

@@ -108,12 +108,12 @@ def rate_bps(samples, since):
 
 
 def run_all(folder, options, seeds, seconds):
-    """Runs of each seed, without and with mitigation."""
+    """Runs of each of the seeds, without and with mitigation."""
     runs = []
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         for mitigated in (False, True):
             kind = KINDS[mitigated]
-            say(f"seed {seed} of {seeds}, {kind} mitigation: {seconds:g} s")
+            say(f"seed {seed} of {seeds[0]} to {seeds[-1]}, {kind} mitigation: {seconds:g} s")
             runs.append(tried(run_once, folder / f"seed{seed}-{kind}", options, seed, mitigated, seconds))
     return runs
 

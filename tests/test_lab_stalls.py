@@ -77,6 +77,10 @@ def test_the_scenario_is_the_seeds():
         assert 0.85e6 * 6 < sum(drawn.sizes) / lab_stalls.SEGMENTS * 8 < 1.15e6 * 6  # 3 Mbit/s for two seconds
 
 
+def test_seeds():
+    assert list(lab_command.seeds_of("3")) == [1, 2, 3] and list(lab_command.seeds_of("4-5")) == [4, 5]
+
+
 def test_ratios_are_of_sums():
     found = lab_stalls.compare(PAIRS)
     assert found.stall_ratio == pytest.approx(0.1) and found.bulk_ratio == pytest.approx(12 / 17)
@@ -120,7 +124,9 @@ def test_the_picture(tmp_path):
     ("words", "sentence"),
     [
         (["nothing"], "invalid choice"),
-        (["stalls", "--seeds", "0"], "--seeds 0: choose 1"),
+        (["stalls", "--seeds", "0"], "--seeds 0: write how many"),
+        (["stalls", "--seeds", "5-3"], "--seeds 5-3: write how many"),
+        (["stalls", "--seeds", "many"], "--seeds many: write how many"),
         (["stalls", "--seconds", "5"], "--seconds 5: choose 20"),
         (["hostile", "--seeds", "2"], "--seeds is for stalls"),
         (["street", "--json"], "--json is for stalls and hostile"),

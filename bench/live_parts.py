@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.senders import SPREAD
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_seconds = 180  # a reader or sender may compile first
+READY_seconds = 300  # a reader or sender may compile first
 STOP_seconds = 30
 DRAIN_seconds = 10
 LOOK_seconds = 0.2

@@ -83,7 +83,11 @@ def lab(args):
     check_options(args)
     options, inline = config_of(args)
     check_needs()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that namespaces are taken away
+    for ending in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # so that namespaces are taken away, also where a shell had INT ignored
+        signal.signal(ending, signal.default_int_handler)
     seconds = args.seconds or SECONDS.get(args.experiment)
     with results(args.output) as folder:
         if args.experiment == "street":

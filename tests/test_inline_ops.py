@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -139,8 +140,10 @@ def test_another_rate_by_hup_holds_on_to_what_is_held(street, start, tmp_path):
         found = classes_told(tmp_path)["paced"]
         assert found["rate"] == 2 * RATE and found["source"] == "file" and found["flushed"] == 0
         way.arrives(PACED, 45)
+        begun = time.monotonic()
         way.say(PACED, 200)  # a second's worth, more than the first limit_time allowed
-        assert way.arrives(PACED, 200) > 0.9
+        way.arrives(PACED, 200)
+        assert time.monotonic() - begun > 0.9
         (changed,) = run.wait_for(1, "pace.rate_changed")
         assert changed["pace"] == {"class": "paced", "old_bps": RATE, "new_bps": 2 * RATE, "changed_by": "reload"}
         ended = run.end()
@@ -160,8 +163,10 @@ def test_a_new_class_by_hup_loses_nothing_and_counts_on(street, start, tmp_path)
         assert config.change(("- {name: paced", new)) == "qoetap: reload: done"
         way.arrives(PACED, 40)
         way.arrives(FREE, 7)
+        begun = time.monotonic()
         way.say(FREE, 10)
-        assert way.arrives(FREE, 10) > 0.05
+        way.arrives(FREE, 10)
+        assert time.monotonic() - begun > 0.05
         found = classes_told(tmp_path)
         assert list(found) == ["default", "free", "paced", "fast"]
         assert found["free"]["packets"] == 10 and found["paced"]["packets"] == 40 and found["paced"]["flushed"] > 0
@@ -180,7 +185,7 @@ def test_a_class_that_goes_by_hup_is_told_last_and_its_packets_count(street, sta
         line = next(line for line in config.text.splitlines(True) if "name: paced" in line)
         assert config.change((line, "")) == "qoetap: reload: done"
         way.say(PACED, 100)
-        assert way.arrives(PACED, 100) < 0.5  # of no class any more
+        way.arrives(PACED, 100)  # of no class any more: the class would drop half of them
         gone = wait_until(lambda: [e["pace"] for e in run.events("pace.stats") if e["pace"]["packets"] == 20])[-1]
         assert (gone["class"], gone["passed"] + gone["released"]) == ("paced", 20)
         ended = run.end()
@@ -194,12 +199,12 @@ def test_rules_of_mitigation_by_hup(street, start, tmp_path):
         config = Config(run, tmp_path)
         ping(street, 1)
         run.wait_for(1, "mitigation.start")
-        assert config.change(("hold: 1s", "hold: 2s")) == "qoetap: reload: done"
+        assert config.change(("hold: 2s", "hold: 3s")) == "qoetap: reload: done"
         (ended,) = run.wait_for(1, "mitigation.end")
         assert (ended["mitigation"]["on"], ended["mitigation"]["reason"]) == ("icmp.rtt", "stop")
         ping(street, 1)
         begun = run.wait_for(2, "mitigation.start")[-1]
-        assert begun["mitigation"]["on"] == "icmp.rtt" and begun["mitigation"]["longest_ns"] == 2_000_000_000
+        assert begun["mitigation"]["on"] == "icmp.rtt" and begun["mitigation"]["longest_ns"] == 3_000_000_000
         assert run.end().status == 0
 
 

@@ -28,7 +28,7 @@ MATRIX = [  # flows, order, snap; the first is the headline, on which the slow p
 
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="20,000 packets, one round, start with one detector: half a minute")
+    parser.add_argument("--quick", action="store_true", help="20,000 packets, one round, half a minute: does it run?")
     parser.add_argument("--flood", action="store_true", help="only 20 million packets of as many flows, qoetap alone")
     parser.add_argument("--headline", action="store_true", help="only 10,000 flows in snapshots, and IMIX")
     parser.add_argument("--peers", default=",".join(peers.PEERS), help="names, by commas (default: all)")

@@ -15,7 +15,7 @@ from tests.packets import eth, icmp_echo, ipv4, udp
 
 ROOT = Path(__file__).resolve().parent.parent
 START_seconds, END_seconds, WAIT_seconds = 240, 15, 15  # kernels may have to be compiled before it listens
-ROOM_seconds = 1.0  # within it a reader that was stopped has emptied a small ring
+REST_seconds, TICK_seconds = 0.5, 0.01
 REQUEST, REPLY = 8, 0  # ICMP
 ECHO_AT = 38  # identifier and sequence number, in a frame
 CLIENT, SERVER = "10.1.0.1", "198.18.0.1"
@@ -133,15 +133,34 @@ class Agent:
         text = self.stats.read_text() if self.stats.exists() else ""
         return Ended(status, "\n".join(self.said), json.loads(text) if text else {}, seconds)
 
+    def stop(self):
+        """SIGSTOP, and wait until it does nothing any more."""
+        self.send(signal.SIGSTOP)
+        wait_until(lambda: self._fields()[0] == "T")
+
+    def rest(self):
+        """Wait until it has nothing to do, as when it was stopped and has emptied its ring."""
+
+        def rests():
+            used = self.busy()
+            time.sleep(REST_seconds)
+            return self.busy() - used <= 2 * TICK_seconds
+
+        wait_until(rests)
+
     def threads(self):
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
     def descriptors(self):
         return sorted(os.listdir(f"/proc/{self.pid}/fd"), key=int)
 
+    def _fields(self):
+        """Of /proc/PID/stat (proc(5)), from the state on."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+
     def busy(self):
         """Seconds of CPU that it has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = self._fields()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

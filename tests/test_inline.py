@@ -1,5 +1,6 @@
 """`qoetap inline` as a process on a real router: what passes, how fast, and that the network outlives it."""
 
+import math
 import signal
 import socket
 import struct
@@ -40,8 +41,10 @@ inline:
     - {{name: paced, match: {{proto: udp, dport: {PACED}}}, rate: {RATE}, limit_time: 500ms}}
     - {{name: fast, match: {{verdict: icmp.rtt}}, set_mark: 7}}
   mitigation:
-    - {{on: icmp.rtt, do: priority, class: fast, hold: 1s, quiet: 0s}}
+    - {{on: icmp.rtt, do: priority, class: fast, hold: 2s, quiet: 0s}}
 """
+SLOW = CLASSES.replace(f"rate: {RATE}", f"rate: {RATE // 10}").replace("500ms", "10s")  # holds long
+NEVER_LATE = ("--set", "inline.delay_bound=0s")  # also on a busy machine nothing passes by
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def start(street, tmp_path):
 
     def begin(*options, install=True, text=None, **keywords):
         if text is not None:
-            config.write_text(text)
+            config.write_text(text.replace("FOLDER", str(tmp_path)))
         words = ["inline", "-q", "5", *(["--install"] if install else []), "-c", config]
         keywords = {"detectors": "flow,icmp_loop", "heard": "TERM or INT ends it", "ask": words} | keywords
         return Agent(street.router, tmp_path, *options, **keywords)
@@ -79,8 +82,11 @@ class Way:
             sock.close()
 
     def say(self, port, count):
+        """Send so many; how many packets of the class go by meanwhile."""
+        begun = time.monotonic()
         for i in range(count):
             self.mouth.sendto(i.to_bytes(4, "big") + bytes(SIZE - HEADERS_bytes - 4), (self.to, port))
+        return math.ceil((time.monotonic() - begun) * RATE / (8 * SIZE))
 
     def heard(self, port):
         """Numbers of what has arrived."""
@@ -92,20 +98,21 @@ class Way:
                 return found
 
     def arrives(self, port, count):
-        """That so many arrive, in order; and seconds that it took."""
-        since, found = time.monotonic(), []
+        """That so many arrive, in order."""
+        found = []
         wait_until(lambda: found.extend(self.heard(port)) or len(found) >= count)
-        assert found == sorted(found)
-        return time.monotonic() - since
+        assert found == sorted(found) and len(found) == count
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_a_class_is_paced_and_nothing_else(street, start, family):
-    with start() as run, Way(street, family) as way:
+    with start(*NEVER_LATE) as run, Way(street, family) as way:
+        begun = time.monotonic()
         way.say(PACED, 40)
         way.say(FREE, 100)
-        assert way.arrives(FREE, 100) < 0.3
-        assert 0.3 < way.arrives(PACED, 40) < 0.8  # 39 packets at 100 a second, some of them gone by already
+        way.arrives(FREE, 100)
+        way.arrives(PACED, 40)
+        assert 0.38 < time.monotonic() - begun < 4  # 39 packets at 100 a second; a tenth of the rate would take longer
         ended = run.end()
     assert ended.status == 0, ended.err
     assert ended.stats["classes"]["paced"]["released"] == 39
@@ -114,22 +121,23 @@ def test_a_class_is_paced_and_nothing_else(street, start, family):
 
 
 def test_more_than_a_class_may_hold_is_dropped_and_counted(street, start):
-    with start() as run, Way(street) as way:
-        way.say(PACED, 100)
-        time.sleep(1)
-        heard = len(way.heard(PACED))
+    with start(*NEVER_LATE) as run, Way(street) as way:
+        meanwhile = way.say(PACED, 100)
+        heard = []
+        wait_until(lambda: heard.extend(way.heard(PACED)) or len(heard) >= 45)
         paced = run.end().stats["classes"]["paced"]
-    assert 45 <= heard <= 55  # half a second's worth
-    assert paced["packets"] == 100 == heard + paced["over_time"]
+        heard += way.heard(PACED)
+    assert 45 <= len(heard) <= 55 + meanwhile  # half a second's worth
+    assert paced["packets"] == 100 == len(heard) + paced["over_time"]
 
 
 def test_rates_by_the_api_and_their_lease(street, start, tmp_path):
-    with start() as run, Way(street) as way:
+    with start(*NEVER_LATE) as run, Way(street) as way:
         api = SimpleNamespace(address=f"unix:{tmp_path}/control")
-        answer = ask(api, "/v1/rates", "PUT", {"version": 1, "lease_s": 1, "rates": {"paced": 10 * RATE}})
+        answer = ask(api, "/v1/rates", "PUT", {"version": 1, "lease_s": 2, "rates": {"paced": 10 * RATE}})
         assert answer.status == 200 and answer.body["changed"] == 1
         way.say(PACED, 100)
-        assert way.arrives(PACED, 100) < 0.4  # at 1000 a second
+        way.arrives(PACED, 100)  # a class of the rate before would drop half of them
         assert ask(api, "/v1/rates", "PUT", {"version": 1, "lease_s": 1, "rates": {}}).status == 409
         assert ask(api, "/v1/rates", "PUT", {"version": 2, "lease_s": 1, "rates": {"pacd": 1}}).status == 422
         run.hear("the lease")
@@ -143,11 +151,10 @@ def test_rates_by_the_api_and_their_lease(street, start, tmp_path):
 
 
 def test_what_is_held_goes_at_the_end(street, start):
-    with start() as run, Way(street) as way:
+    with start(text=SLOW) as run, Way(street) as way:
         way.say(PACED, 40)
         wait_until(lambda: way.heard(PACED))
         ended = run.end()
-        time.sleep(0.1)
         assert ended.status == 0
         assert ended.stats["classes"]["paced"]["flushed"] > 0
         assert ended.stats["classes"]["paced"]["flushed"] + ended.stats["classes"]["paced"]["released"] == 39
@@ -169,8 +176,8 @@ def test_a_kill_loses_what_was_held_and_no_more(street, start):
 
 
 def test_stopped_it_holds_what_the_queue_holds_and_catches_up(street, start):
-    with start("--set", "inline.delay_bound=0s") as run, Way(street) as way:
-        run.send(signal.SIGSTOP)
+    with start(*NEVER_LATE) as run, Way(street) as way:
+        run.stop()
         way.say(FREE, 100)
         time.sleep(0.2)
         assert way.heard(FREE) == []
@@ -181,10 +188,10 @@ def test_stopped_it_holds_what_the_queue_holds_and_catches_up(street, start):
 
 def test_too_late_everything_passes_by(street, start):
     """After a stop, what was due long ago says that we are slow."""
-    with start("--set", "inline.delay_bound=50ms") as run, Way(street) as way:
+    with start("--set", "inline.delay_bound=50ms", text=SLOW) as run, Way(street) as way:
         way.say(PACED, 20)
         wait_until(lambda: way.heard(PACED))
-        run.send(signal.SIGSTOP)
+        run.stop()
         time.sleep(0.4)
         run.send(signal.SIGCONT)
         run.hear("everything passes by")
@@ -220,13 +227,13 @@ def traffic_classes(ear):
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_bytes_are_rewritten_also_of_what_is_held(street, start, family):
     """The DSCP of one class; in the other, CE once a packet would wait for a tenth of a second."""
-    with start(text=REWRITING) as run, Way(street, family) as way:
+    with start(*NEVER_LATE, text=REWRITING) as run, Way(street, family) as way:
         option = (socket.IPPROTO_IP, socket.IP_TOS) if family == "ipv4" else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
         way.mouth.setsockopt(*option, ECT0)
         for ear in way.ears.values():
             ear.setsockopt(*(RECVTOS if family == "ipv4" else RECVTCLASS), 1)
         way.say(FREE, 5)
-        way.say(PACED, 40)
+        meanwhile = way.say(PACED, 40)
         found = {PACED: [], FREE: []}
         wait_until(
             lambda: [found[port].extend(traffic_classes(way.ears[port])) for port in found]
@@ -235,8 +242,8 @@ def test_bytes_are_rewritten_also_of_what_is_held(street, start, family):
         ended = run.end()
     assert ended.status == 0, ended.err
     assert found[FREE] == [EF << 2 | ECT0] * 5
-    early, late = found[PACED][:9], found[PACED][13:]
-    assert early == [ECT0] * 9 and late == [CE] * 27
+    early, late = found[PACED][:9], found[PACED][13 + meanwhile :]
+    assert set(early) == {ECT0} and set(late) == {CE}
     assert ended.stats["classes"]["paced"]["marked"] == found[PACED].count(CE)
 
 

@@ -17,7 +17,7 @@ from dataplane.capture import interface
 from dataplane.capture.port import Port
 from dataplane.capture.ring import RingOptions
 from dataplane.records import CHECKED, JIT
-from tests.live import Agent, Load, ROOM_seconds, balanced, datagram, echoes, many_echoes, send, wait_until
+from tests.live import Agent, Load, balanced, datagram, echoes, many_echoes, send, wait_until
 
 pytestmark = pytest.mark.skipif(not JIT or CHECKED, reason="a process of its own, which is always compiled")
 DRAIN_seconds = 10
@@ -36,10 +36,10 @@ def packets_in(records):
 def test_a_stopped_reader_loses_what_is_counted(link, tmp_path, workers, allowed, status):
     options = ("--set", "live.ring_size=256KiB", "--set", f"live.loss_allowed={allowed}", "--workers", workers)
     with Agent(link.receiver, tmp_path, *options) as agent:
-        agent.send(signal.SIGSTOP)
+        agent.stop()
         sent = send(link.sender, FLOWS * 5)
         agent.send(signal.SIGCONT)
-        time.sleep(ROOM_seconds)
+        agent.rest()
         sent += send(link.sender, echoes(10))
         agent.wait_for(10, "icmp.rtt")
         ended = agent.end()
@@ -78,7 +78,7 @@ def test_a_second_term_ends_it_at_once(link, tmp_path):
         time.sleep(0.5)
         assert agent.process.poll() is None  # it waits for the reader
         ended = agent.end()
-    assert ended.status == -signal.SIGTERM and ended.seconds < 1
+    assert ended.status == -signal.SIGTERM and ended.seconds < DRAIN_seconds / 2
 
 
 def test_killed_and_started_again_on_the_same_file(link, tmp_path):
@@ -227,8 +227,7 @@ def test_no_thread_or_descriptor_is_left_behind(pair, tmp_path):
         wait_until(lambda: agent.events("icmp.rtt"))
         before = agent.threads(), agent.descriptors()
         sent += sum(turn() for _ in range(19))
-        time.sleep(0.3)
-        assert (agent.threads(), agent.descriptors()) == before
+        wait_until(lambda: (agent.threads(), agent.descriptors()) == before)
         maps = Path(f"/proc/{agent.pid}/maps").read_text()
         assert sum("packet" in line or "socket:" in line for line in maps.splitlines()) == 2
         ended = agent.end()

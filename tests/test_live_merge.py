@@ -13,7 +13,6 @@ from tests.live import (
     REQUEST,
     Agent,
     Load,
-    ROOM_seconds,
     balanced,
     datagram,
     echo,
@@ -121,10 +120,10 @@ def test_a_stopped_reader_of_two_interfaces_loses_what_is_counted(link, tmp_path
     with second_pair(link) as (sender, receiver):
         names = [link.receiver.interface, receiver.interface]
         with Agent(link.receiver, tmp_path, *options, interfaces=names) as agent:
-            agent.send(signal.SIGSTOP)
+            agent.stop()
             sent = sum(send(end, [datagram(flow) for flow in range(5000)]) for end in (link.sender, sender))
             agent.send(signal.SIGCONT)
-            time.sleep(ROOM_seconds)
+            agent.rest()
             for n in range(
                 TURN
             ):  # one by one: so small a ring lasts 32 ms, and whoever sends may have the reader's CPU

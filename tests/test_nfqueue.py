@@ -22,6 +22,7 @@ from dataplane.chain import DONE
 from dataplane.records import CHECKED, FRAME, META, NF_ACCEPT, NF_DROP, rows
 from qoetap.firewall import Rule, install, uninstall
 from qoetap.street import RECEIVER, SENDER, Street
+from tests.live import wait_until
 
 PORT = 5000
 CE = 3  # RFC 3168, 5
@@ -285,8 +286,8 @@ def test_nothing_is_lost_when_queues_come_and_go(street, rules):
         finally:
             stop = 1
             thread.join()
-        time.sleep(0.1)
-        assert sent > 100 and street.receiver.counters()["rx_packets"] == before + sent
+        assert sent > 100
+        wait_until(lambda: street.receiver.counters()["rx_packets"] == before + sent)
 
 
 def test_when_the_listener_dies_packets_pass_but_those_it_held(street, rules):
@@ -306,7 +307,7 @@ def test_waiting_ends_in_time(street, rules):
         for limit_ns in (-5, 0, 300_000, 20_000_000):
             begun = time.monotonic_ns()
             assert not way.queues.wait(limit_ns)
-            assert limit_ns <= time.monotonic_ns() - begun < limit_ns + 100_000_000
+            assert limit_ns <= time.monotonic_ns() - begun < limit_ns + 2 * SECOND_ns
         way.say(b"one")
         assert way.queues.wait(5 * SECOND_ns)
 

@@ -151,7 +151,7 @@ def test_rates_by_the_api_and_their_lease(street, start, tmp_path):
 
 
 def test_what_is_held_goes_at_the_end(street, start):
-    with start(text=SLOW) as run, Way(street) as way:
+    with start(*NEVER_LATE, text=SLOW) as run, Way(street) as way:
         way.say(PACED, 40)
         wait_until(lambda: way.heard(PACED))
         ended = run.end()

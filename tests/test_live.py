@@ -210,7 +210,7 @@ def test_usr1_finishes_the_file_at_hand(link, tmp_path):
     with Agent(link.receiver, tmp_path, output="events-%Y.jsonl") as agent:
         for turn in range(3):
             send(link.sender, echoes(4, turn * 4))
-            time.sleep(0.3)
+            agent.rest()
             agent.send(signal.SIGUSR1)
             wait_until(lambda turn=turn: len(list(tmp_path.glob("events-*.jsonl"))) == turn + 1)
         ended = agent.end()

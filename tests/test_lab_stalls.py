@@ -252,3 +252,8 @@ def test_a_run_on_a_busy_machine_is_repeated_and_given_up_in_the_end(capsys):
     assert capsys.readouterr().err == "qoetap: too busy; once more\n" * 2
     with pytest.raises(lab_site.TooBusy):
         lab_site.tried(measure, 7)
+
+
+def test_what_a_busy_machine_cost_is_read_from_what_inline_says():
+    said = "qoetap: packets left 72 ms late: everything passes by for 1 s\nqoetap: 2,000 ms\n"
+    assert lab_site.lost_s(said * 2) == pytest.approx(2.144) and lab_site.lost_s("") == 0

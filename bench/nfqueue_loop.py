@@ -6,6 +6,7 @@ With a rate it retains packets, keeps them in a heap by departure time and accep
 would have to wait too long is dropped. Says `ready`; ends on TERM or INT and prints its counts as JSON.
 """
 
+import contextlib
 import ctypes
 import heapq
 import json
@@ -105,10 +106,8 @@ def main():
     queue = NetfilterQueue()
     queue.bind(number, loop.take, max_len=most, mode=COPY_PACKET, range=COPY_bytes, sock_len=BUFFER_bytes)
     print("ready", flush=True)
-    try:
+    with contextlib.suppress(Ended):
         loop.run(queue)
-    except Ended:
-        pass
     queue.unbind()
     print(json.dumps({name: value for name, value in vars(loop).items() if isinstance(value, int)}))
 

@@ -269,6 +269,16 @@ def why(error, interface):
     return known.get(error.errno, f"{interface}: {error.strerror}")
 
 
+def may_begin(sender, wait):
+    """Whether to send; TERM and INT stop it from now on. wait: say `ready`, and wait for a line on standard input."""
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, sender.stop)
+    if not wait:
+        return True
+    print("ready", flush=True)
+    return bool(sys.stdin.readline())
+
+
 def main(argv=None):
     """Exit 0; 1 with one sentence if the kernel does not send, and where --wait was for nothing."""
     args = arguments(argv)
@@ -276,12 +286,8 @@ def main(argv=None):
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
             sock.bind((args.interface, 0))
             sender = Sender(sock, args.size, args.flows, args.churn, args.first)
-            signal.signal(signal.SIGTERM, sender.stop)
-            signal.signal(signal.SIGINT, sender.stop)
-            if args.wait:
-                print("ready", flush=True)
-                if not sys.stdin.readline():
-                    return 1  # whoever started it has ended
+            if not may_begin(sender, args.wait):
+                return 1  # whoever started it has ended
             told = sender.run(args.seconds, args.rate, args.packets)
     except OSError as error:
         print(f"bench.senders: {why(error, args.interface)}", file=sys.stderr)

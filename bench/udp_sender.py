@@ -10,14 +10,13 @@ import argparse
 import ipaddress
 import json
 import math
-import signal
 import socket
 import sys
 import time
 
 import numpy as np
 
-from bench.senders import MESSAGE, VECTOR, Bucket, MESSAGE_bytes, sendmmsg
+from bench.senders import MESSAGE, VECTOR, Bucket, MESSAGE_bytes, may_begin, sendmmsg
 from qoetap.timerslack import wake_exactly
 
 FIRST_PORT = 9000
@@ -118,12 +117,8 @@ def main(argv=None):
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sender = UdpSender(sock, args.to, args.ports, args.length)
-            signal.signal(signal.SIGTERM, sender.stop)
-            signal.signal(signal.SIGINT, sender.stop)
-            if args.wait:
-                print("ready", flush=True)
-                if not sys.stdin.readline():
-                    return 1  # whoever started it has ended
+            if not may_begin(sender, args.wait):
+                return 1  # whoever started it has ended
             if args.before is None:
                 told = sender.run(args.seconds, args.rate)
             else:

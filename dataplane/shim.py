@@ -24,7 +24,7 @@ from dataplane.records import FRAME, META, NF_ACCEPT, PACKET, TUNNEL, Stretch, r
 from dataplane.wire.marks import set_traffic_class
 
 BUSY_ns, IDLE_ns = 5_000_000, 50_000_000
-AHEAD_MAX_ns, AHEAD_STEP_ns = 50_000, 100
+AHEAD_MAX_ns, AHEAD_STEP_ns = 50_000, 100  # of waking before something is due
 AT_ONCE_ns = 20_000  # a packet that comes so soon was there before
 KEPT_bytes = 2048  # of a packet that is held and will be rewritten; longer ones go as they are
 ATTEMPTS = 8  # at sending verdicts
@@ -120,12 +120,14 @@ def spin_until(q, due, ahead):  # only compiled
 def doze(c, q, until):  # only compiled
     """Wait for a packet, but not beyond a time; whether one is there.
 
-    Waking takes its time, and so `until` is to be AHEAD of what is due: by so much that 24 of 25 times it is enough.
+    Waking takes its time: `c.ahead` becomes so much that it is enough for 24 of 25 wakes.
     """
-    if wait(q, until - clock(q, MONOTONIC)):
+    left = until - clock(q, MONOTONIC)
+    if wait(q, left):
         return True
-    late = clock(q, MONOTONIC) - until > c.ahead
-    c.ahead = min(c.ahead + 24 * AHEAD_STEP_ns, AHEAD_MAX_ns) if late else max(0, c.ahead - AHEAD_STEP_ns)
+    if left > 0:
+        late = clock(q, MONOTONIC) - until > c.ahead
+        c.ahead = min(c.ahead + 24 * AHEAD_STEP_ns, AHEAD_MAX_ns) if late else max(0, c.ahead - AHEAD_STEP_ns)
     return False
 
 
@@ -143,9 +145,9 @@ def arrive(context, batch):  # only compiled
             c.left = now
             return SPENT
         due = pacing.next_due(pacer)
-        if due <= spin_until(q, due, c.ahead):
-            continue
-        if q.slot < q.got or doze(c, q, min(due - c.ahead, c.until)):
+        if spin_until(q, due, c.ahead) >= due:
+            let_go(c, q, pacer, clock(q, MONOTONIC))
+        if q.slot < q.got or doze(c, q, min(pacing.next_due(pacer) - c.ahead, c.until)):
             count = receive(q, frames, metas, clock(q, REALTIME))
             if count:
                 break

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from bench.inline_parts import UnixConnection
 from dataplane.pacing import new_classes
 from qoetap import control, serving
 from qoetap.control import Control, Desk, read_token
@@ -66,18 +67,11 @@ class Answer(NamedTuple):
     headers: dict
 
 
-class Unix(http.client.HTTPConnection):
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(10)
-        self.sock.connect(self.host)
-
-
 def ask(api, path, method="GET", body=None, headers=JSON):
     """What the API answers; a body that is no text is sent as JSON."""
     text = body if isinstance(body, (str, bytes, type(None))) else json.dumps(body)
     if api.address.startswith("unix:"):
-        connection = Unix(api.address.removeprefix("unix:"))
+        connection = UnixConnection(api.address.removeprefix("unix:"))
         headers = {"Host": "localhost", **headers}
     else:
         connection = http.client.HTTPConnection(api.address, timeout=10)

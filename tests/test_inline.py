@@ -131,6 +131,29 @@ def test_more_than_a_class_may_hold_is_dropped_and_counted(street, start):
     assert paced["packets"] == 100 == len(heard) + paced["over_time"]
 
 
+BACKLOG, BUSY = 40_000, CLASSES.replace(f"rate: {RATE}", "rate: 300Mbit").replace("500ms", "10s, limit_bytes: 64MiB")
+
+
+def test_who_waits_for_nothing_is_not_kept_waiting_by_a_backlog(street, start, tmp_path):
+    """Of 75 thousand packets a second one is always due; a packet of no class is received while they leave."""
+    with start(*NEVER_LATE, text=BUSY) as run, Way(street) as way:
+        for _ in range(5):  # where the sender is the slower one there is no backlog
+            way.say(PACED, BACKLOG)
+            way.say(FREE, 1)
+            way.arrives(FREE, 1)
+            if class_told(tmp_path, "paced")["held"]:
+                break
+        else:
+            pytest.fail("nothing was held any more, each time")
+        assert run.end().status == 0
+
+
+def class_told(folder, name):
+    """What the API tells of a class."""
+    api = SimpleNamespace(address=f"unix:{folder}/control")
+    return next(c for c in ask(api, "/v1/classes").body["classes"] if c["name"] == name)
+
+
 def test_rates_by_the_api_and_their_lease(street, start, tmp_path):
     with start(*NEVER_LATE) as run, Way(street) as way:
         api = SimpleNamespace(address=f"unix:{tmp_path}/control")

@@ -242,16 +242,17 @@ class Renderer:
     """
 
     def __init__(self, detectors, layout):
-        self.line, escape = layout(detectors)
-        self.template, self.starts, self.declared, self.longest = Template(escape), {}, {}, 0
+        self.line, self.escape = layout(detectors)
+        self.detectors = {}
         self.kernel, self.out, self.known = Kernel(r.render), np.empty(0, np.uint8), None
         self.names, self.origins = [], None
         self._learn(detectors)
 
     def _learn(self, detectors):
-        for detector in detectors:
-            self.starts[detector.name] = self._compile(self.line, detector)
-            self.declared[detector.name] = detector.events
+        """Compile all templates, with what these detectors declare now."""
+        self.detectors |= {detector.name: detector for detector in detectors}
+        self.template, self.longest = Template(self.escape), 0
+        self.starts = {name: self._compile(self.line, detector) for name, detector in self.detectors.items()}
         self.ops, self.known = np.array(self.template.ops, np.int64), None
 
     def _compile(self, line, detector):
@@ -266,7 +267,7 @@ class Renderer:
 
     def name_origins(self, events):
         """Refresh names that detectors declare, the agent's name and paths of files, when there are new ones."""
-        if new := [d for d, _ in events.parts if renamed(d, self.declared[d.name])]:
+        if new := [d for d, _ in events.parts if renamed(d, self.detectors[d.name].events)]:
             self._learn(new)
         files = tuple(events.files)  # the engine appends to it
         known = (events.agent_id, len(files))

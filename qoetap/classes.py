@@ -50,6 +50,8 @@ def check(inline, events):
         raise ValueError(f"queues: {inline.queues} names a queue twice")
     if 0 < inline.delay_bound <= inline.tick:
         raise ValueError("tick is not below delay_bound: packets that leave together would count as late")
+    if inline.tick > inline.credit:
+        raise ValueError("tick is above credit: what leaves together would count as late, and classes be too slow")
     if sum(rule.max_flows for rule in inline.mitigation) > APART_MAX:
         raise ValueError(f"mitigation: max_flows of all rules are more than {APART_MAX}: lower them")
     check_classes(inline.classes, events)
@@ -213,6 +215,17 @@ def rule_rows(inline, index_of=socket.if_nametoindex):
             row["mark"], row["mark_mask"] = match.mark
         _fill(row, values, index_of)
     return rows
+
+
+def told_apart(inline):
+    """What makes classes the same ones: names, matches, and which interfaces these mean now."""
+    return [(c.name, c.match, _interfaces(c.match)) for c in inline.classes]
+
+
+def _interfaces(match):
+    """{name: index} of the interfaces in a match that are there."""
+    there = {name: index for index, name in socket.if_nameindex()}
+    return {name: there.get(name) for key in ("in", "out") for name in getattr(match, key) or ()}
 
 
 def _fill(row, values, index_of):

@@ -55,15 +55,15 @@ class Done(NamedTuple):
     notes: list
 
 
-def install(rules):
-    """Put the rules in, in their order, instead of those that their queues had; Done.
+def install(rules, queues=()):
+    """Put the rules in, in their order, instead of those that their queues had, and `queues`; Done.
 
     Exit: it cannot be done; then all is as it was.
     """
     for rule in rules:
         _check(rule)
     families, notes = _families({rule.family for rule in rules})
-    queues = {rule.queue for rule in rules}
+    queues = {*queues, *(rule.queue for rule in rules)}
     before = {family: _of(_ours(family), queues) for family in families}
     changed = []
     try:

@@ -36,7 +36,8 @@ def stats_of(run):
     """What --stats writes."""
     rows = run.rows()
     told = {name: {f: int(row[f]) for f in rows.dtype.names} for name, row in zip(run.names, rows, strict=True)}
-    ledger = {"seen": run.engine.seen, "pardoned": run.pardoned, "outputs": run.outputs.counts()}
+    ledger = {"seen": run.engine.seen, "former": run.former, "pardoned": run.pardoned}
+    ledger["outputs"] = run.outputs.counts()
     return {"classes": told, "ledger": ledger, "seconds": run.engine.seconds}
 
 
@@ -81,4 +82,4 @@ def inline(args):
         summarise(run)
     for sentence in faults:
         say(sentence)
-    return RUN_ERROR if faults else LOST if run.outputs.losses(settings.live.loss_allowed) else DONE
+    return RUN_ERROR if faults else LOST if run.outputs.losses(run.settings.live.loss_allowed) else DONE

@@ -19,7 +19,7 @@ from qoetap.say import say
 KEYS = ("credit", "tick", "delay_bound", "lease", "stats_every", "dry_run", "classes", "mitigation")
 AT_ONCE = tuple(f"inline.{key}" for key in KEYS)  # and what reload.py says
 SETTINGS = ("credit_ns", "limit_bytes", "mark_ns", "mark", "mark_mask", "dscp")  # of CLASS; rates and times go by Rates
-CARRIED = ("away_max", "unwritten", "unanswered")  # of SHIM
+CARRIED = ("away_max", "ahead", "unwritten", "unanswered")  # of SHIM
 
 
 class Refit(NamedTuple):
@@ -29,6 +29,7 @@ class Refit(NamedTuple):
     fixed: list  # changed keys that take a restart
     rules: list  # mitigation.Rule
     shim: object  # None: that at hand goes on
+    told_apart: list
     params: dict  # of detectors, by their names
 
 
@@ -55,12 +56,12 @@ class Reloading:
     def _finish(self, plane, future):
         try:
             refit = future.result()
-            take_over(plane, refit)
         except Exit as error:
             say(f"reload: {error}; going on as before")
         except Exception as error:  # ours; the data plane goes on
             say(f"reload: {type(error).__name__}: {error}; going on as before")
         else:
+            take_over(plane, refit)
             kept = f"; what takes a restart stays as it was: {', '.join(refit.fixed)}" if refit.fixed else ""
             say(f"reload: done{kept}")
         plane.outputs.reopen()
@@ -86,26 +87,22 @@ def prepare(plane, reread):
         raise Exit(
             USAGE, "inline: nothing has set a DSCP or marked by ECN so far, and to begin with it takes a restart"
         )
-    shim = None if told_apart(inline) == told_apart(plane.inline) else classes.shim_of(inline, plane.rewrite)
+    told = classes.told_apart(inline)
+    shim = None if told == plane.told_apart else classes.shim_of(inline, plane.rewrite)
     params = params_of(settings, plane.known, plane.root)
     rewire(plane, settings, steered=shim is not None and plane.installed and len(inline.queues) > 1)
-    return Refit(settings, fixed, mitigation.rules_of(inline, events), shim, params)
-
-
-def told_apart(inline):
-    """What makes classes the same ones."""
-    return [(c.name, c.match) for c in inline.classes]
+    return Refit(settings, fixed, mitigation.rules_of(inline, events), shim, told, params)
 
 
 def rewire(plane, settings, steered):
-    """Change the firewall's rules, if they tell classes apart, and the outputs. Exit: both are as they were."""
+    """Change the firewall's rules, if they tell classes apart, and the outputs. If one fails both are as they were."""
     if steered:
-        firewall.install(steering.rules_of(settings.inline))
+        firewall.install(steering.rules_of(settings.inline), plane.inline.queues)
     try:
         plane.outputs.replace(settings.outputs or ["-"], rotation_of(settings))
-    except Exit:
+    except BaseException:
         if steered:
-            firewall.install(steering.rules_of(plane.inline))
+            firewall.install(steering.rules_of(plane.inline), plane.inline.queues)
         raise
 
 
@@ -120,6 +117,7 @@ def take_over(plane, refit):
         plane.mitigation = mitigation.Mitigation(refit.rules, inline.dry_run)
     if refit.shim is not None:
         change_over(plane, refit.shim, classes.names_of(inline))
+        plane.told_apart = refit.told_apart
     plane.declare(classes.names_of(inline), refit.rules)
     plane.settings, plane.inline = refit.settings, inline
     changed = plane.rates.refile(classes.rates_of(inline), inline.lease)
@@ -149,7 +147,8 @@ def change_over(plane, shim, names):
         if name in before:
             rows[number] = old.pacer.classes[before.pop(name)]
     plane.retire(list(before.values()))
-    shim.pacer.control[0].held_max = old.pacer.control[0].held_max
+    for name in ("held_max", "late_max"):
+        shim.pacer.control[0][name] = old.pacer.control[0][name]
     for name in CARRIED:
         shim.context[0][name] = old.context[0][name]
     shim.attach(plane.queues)

@@ -22,7 +22,7 @@ ONLY = {"seeds": ("stalls",), "plot": ("stalls",), "seconds": tuple(SECONDS), "j
 def check_options(args):
     """Exit if an option says nothing to the experiment, or is out of range."""
     for name, experiments in ONLY.items():
-        if getattr(args, name) not in (None, False) and args.experiment not in experiments:
+        if getattr(args, name) is not None and getattr(args, name) is not False and args.experiment not in experiments:
             raise Exit(USAGE, f"--{name} is for {' and '.join(experiments)}")
     seeds_of(args.seeds or SEEDS)
     if args.seconds is not None and not LEAST[args.experiment] <= args.seconds <= SECONDS_MAX:
@@ -46,7 +46,8 @@ def seeds_of(text):
 def config_of(args):
     """(words for `qoetap inline`, the section inline that they lead to). Exit if something is wrong with it."""
     path = args.config or str(HERE / f"lab_{'hostile' if args.experiment == 'hostile' else 'stalls'}.yaml")
-    ours = ["inline.chain=FORWARD", "inline.control=''"]  # the router of the lab is no service of this host
+    # The router of the lab is no service of this host
+    ours = ["inline.chain=FORWARD", "inline.control=''", "live.metrics=''"]
     words = [*args.set, *ours]
     layers = [config.read_file(path), *map(config.assignment, words)]
     inline = config.load(layers, registry.load_all()).inline

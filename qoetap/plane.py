@@ -69,7 +69,7 @@ class Plane:
         stack.callback(self.outputs.close)
         self.engine = Engine(parts, self, self.options, 1, max(settings.batch_rows, SLOTS), settings.agent_id)
         self.engine.load()
-        self.shim = classes.shim_of(inline, self.rewrite)
+        self.shim, self.told_apart = classes.shim_of(inline, self.rewrite), classes.told_apart(inline)
         self.queues = queues_of(inline, self.rewrite)
         stack.callback(self.queues.close)
         self.shim.attach(self.queues)
@@ -163,7 +163,7 @@ class Plane:
         """Meanwhile packets pass by, for nobody looks after them."""
         self.installed = True
         self.queues.pass_by()
-        for note in firewall.install(steering.rules_of(self.inline)).notes:
+        for note in firewall.install(steering.rules_of(self.inline), self.inline.queues).notes:
             say(note)
         self.queues.pass_by(False)
 

@@ -329,6 +329,15 @@ def test_ranges():
     assert lies_in((), ()) and not lies_in(((1, 1),), ()) and lies_in(((2, 3),), ((0, 1), (2, 5)))
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("{tick: 5ms}", "tick is above credit"), ("{tick: 50ms, credit: 1s}", "tick is not below delay_bound")],
+)
+def test_a_tick_that_would_count_as_late(text, sentence):
+    assert sentence in complaint(text)
+    assert inline_of("{tick: 4ms}").tick == 4_000_000
+
+
 def many(count):
     return [
         {"name": f"app-{i}", "rate": f"{i + 1}kbit", "match": {"proto": "udp", "dport": [i, "5000-6000"],

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import test_inline
+from test_classes import inline_of, many
 from test_control import ask
 from test_inline import CLASSES, FREE, PACED, RATE, SIZE, Way, ping
 from test_metrics import follow_the_rules, get, series, value
@@ -19,8 +20,10 @@ from test_metrics import follow_the_rules, get, series, value
 from dataplane.capture.nfqueue import SO_RCVBUFFORCE
 from dataplane.records import CHECKED
 from qoetap import firewall
-from qoetap.exits import RUN_ERROR, USAGE
+from qoetap.exits import RUN_ERROR, USAGE, Exit
+from qoetap.inline_reload import rewire
 from qoetap.lab import End
+from qoetap.steering import rules_of
 from tests.live import wait_until
 
 pytestmark = pytest.mark.skipif(CHECKED, reason="inline is compiled only")
@@ -190,7 +193,9 @@ def test_a_class_that_goes_by_hup_is_told_last_and_its_packets_count(street, sta
         assert (gone["class"], gone["passed"] + gone["released"]) == ("paced", 20)
         ended = run.end()
     assert ended.status == 0, ended.err
-    assert "paced" not in ended.stats["classes"] and ended.stats["ledger"]["seen"] >= 120
+    assert "paced" not in ended.stats["classes"] and ended.stats["ledger"]["former"]["packets"] == 20
+    now = sum(c["packets"] for c in ended.stats["classes"].values())
+    assert ended.stats["ledger"]["seen"] == now + 20 and now >= 100
 
 
 def test_rules_of_mitigation_by_hup(street, start, tmp_path):
@@ -206,6 +211,34 @@ def test_rules_of_mitigation_by_hup(street, start, tmp_path):
         begun = run.wait_for(2, "mitigation.start")[-1]
         assert begun["mitigation"]["on"] == "icmp.rtt" and begun["mitigation"]["longest_ns"] == 3_000_000_000
         assert run.end().status == 0
+
+
+def test_rules_of_all_queues_follow_by_hup(street, start, tmp_path):
+    """Of three queues a class alone has the second; another one gets the third, and leaves it."""
+    with start("-q", "6", "-q", "7") as run:
+        config = Config(run, tmp_path)
+        one = street.router.inside(firewall.leftovers)
+        new = ("- {name: fast", f"- {{name: free, match: {{proto: udp, dport: {FREE}}}}}\n    - {{name: fast")
+        for changes, queues in (([new], {5, 6, 7}), ([], {5, 6})):
+            assert config.change(*changes) == "qoetap: reload: done"
+            assert {rule.queue for rule in street.router.inside(firewall.leftovers)} == queues
+        assert street.router.inside(firewall.leftovers) == one
+        assert run.end().status == 0
+
+
+def test_rules_are_as_they_were_when_outputs_cannot_be_had(street):
+    def refuse(*_):
+        raise Exit(USAGE, "no such folder")
+
+    one, two = ({"queues": [5, 6, 7], "classes": many(count)} for count in (1, 2))
+    plane = SimpleNamespace(inline=inline_of(one), outputs=SimpleNamespace(replace=refuse))
+    street.router.inside(firewall.install, rules_of(plane.inline))
+    before = street.router.inside(firewall.leftovers)
+    settings = SimpleNamespace(inline=inline_of(two), outputs=None, rotate_every=0, rotate_size=0)
+    with pytest.raises(Exit, match="no such folder"):
+        street.router.inside(rewire, plane, settings, True)
+    assert street.router.inside(firewall.leftovers) == before
+    street.router.inside(firewall.uninstall)
 
 
 def test_a_bad_file_by_hup_changes_nothing(street, start, tmp_path):

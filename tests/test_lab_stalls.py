@@ -127,6 +127,7 @@ def test_the_picture(tmp_path):
         (["stalls", "--seeds", "0"], "--seeds 0: write how many"),
         (["stalls", "--seeds", "5-3"], "--seeds 5-3: write how many"),
         (["stalls", "--seeds", "many"], "--seeds many: write how many"),
+        (["street", "--seconds", "0"], "--seconds is for stalls and hostile"),
         (["stalls", "--seconds", "5"], "--seconds 5: choose 20"),
         (["hostile", "--seeds", "2"], "--seeds is for stalls"),
         (["street", "--json"], "--json is for stalls and hostile"),

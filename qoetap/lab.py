@@ -16,6 +16,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from qoetap.exits import PRIVILEGE, RUN_ERROR, Exit
 NAMESPACES = Path("/run/netns")  # where ip-netns(8) keeps them
 OURS = re.compile(r"qoetap-(?P<pid>\d+)-\d+-[abr]")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
+CARRIER_seconds = 10
 SIOCETHTOOL = 0x8946  # linux/sockios.h
 OFFLOADS = (0x17, 0x19, 0x1F, 0x24, 0x2C)  # linux/ethtool.h: ETHTOOL_S TXCSUM, SG, TSO, GSO, GRO
 COUNTERS = (0, 1, 2, 3, 8, 9, 10, 11)  # columns of /proc/net/dev
@@ -128,6 +130,14 @@ class End:
                 with contextlib.suppress(OSError):  # what the interface cannot do is off already
                     fcntl.ioctl(sock, SIOCETHTOOL, request)
 
+    def _await_carrier(self):
+        """Wait until the kernel has noticed that both ends are up: it drops what is sent before (link_watch.c)."""
+        limit = time.monotonic() + CARRIER_seconds
+        while "state UP" not in run("ip", "-n", self.namespace, "-o", "link", "show", "dev", self.interface):
+            if time.monotonic() > limit:
+                raise Exit(RUN_ERROR, f"{self.interface} has no carrier after {CARRIER_seconds} s")
+            time.sleep(0.01)
+
     def _prepare(self, mtu, offloads):
         run("ip", "-n", self.namespace, "link", "set", "dev", self.interface, "mtu", mtu, "arp", "off")
         if not offloads:
@@ -177,6 +187,8 @@ class Lab:
         run("ip", "link", "add", a.interface, "netns", a.namespace, *veth)
         for end in (a, b):
             end._prepare(self.mtu, self.offloads)
+        for end in (a, b):
+            end._await_carrier()
 
     def close(self):
         """Remove all of it; once more does no harm."""

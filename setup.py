@@ -13,17 +13,19 @@ PACKAGES = ("dataplane", "detectors", "controlplane", "endhost", "qoetap", "pcap
 PLOT = ["dpkt", "matplotlib"]
 LAB = ["aioquic>=1.2", "matplotlib"]
 SINKS = ["pyarrow", "confluent-kafka"]
+CONTROL = ["fastapi", "uvicorn", "jinja2", "scipy", "dnslib"]
+TESTS = ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", "httpx", "schemathesis"]
 EXTRAS = {
     "inline": [],  # netlink is spoken by qoetap itself
     "parquet": ["pyarrow"],
     "kafka": ["confluent-kafka"],
-    "control": ["fastapi", "uvicorn", "highspy", "scipy", "scikit-learn", "dnslib"],
+    "control": CONTROL,
     "cluster": ["dask[distributed]"],
     "browser": ["selenium", "mss", "Pillow"],
     "report": ["matplotlib"],
     "lab": LAB,
     "bench": ["scapy", "nfstream", *PLOT],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", *SINKS, *PLOT, *LAB],
+    "dev": [*TESTS, *SINKS, *PLOT, *LAB, *CONTROL],
 }
 
 setup(

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from qoetap import __version__
+from qoetap import __version__, control_parsers, parsers
 from qoetap.exits import DONE, RUN_ERROR, Exit
 from qoetap.say import say
 
@@ -18,6 +18,9 @@ commands:
   live     the same on interfaces, for months
   inline   the same on the path, with packets paced by class
   lab      the same at work between network namespaces: stalls, mitigation, a hostile client
+  serve    load of paths from PTP delays, and what follows from it, over HTTP
+  load     a path's model: learn it from a labelled file, or calibrate it in the lab
+  dns      answer names with the data centre that serves best
   decode   the packets of a capture as a table
   check    is this configuration right?
   schema   JSON Schema of the events
@@ -45,253 +48,19 @@ exit status:
 `qoetap COMMAND --help` tells more.
 """
 
-
-class Parser(argparse.ArgumentParser):
-    """One command's parser; its epilogue keeps its line breaks."""
-
-    def __init__(self, command, about, examples):
-        super().__init__(
-            prog=f"qoetap {command}",
-            description=about,
-            epilog="examples:\n" + "".join(f"  {line}\n" for line in examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-
-def replay_parser():
-    parser = Parser(
-        "replay",
-        "Run the detectors over captures (pcap, pcapng, gzip, zstd; others through tshark) and write their events.\n"
-        "Data goes to the outputs, everything else to stderr. INT and TERM end it early: what was read is delivered.",
-        (
-            "qoetap replay traffic.pcap",
-            "qoetap replay day1/ day2.pcapng.zst -o events.parquet --stats stats.json",
-            "qoetap replay x.pcap --detectors iqn --set detectors.iqn.p=100ms -o -",
-            "qoetap replay -r traffic.pcap udp port 443",
-        ),
-    )
-    add_inputs(parser)
-    add_config(parser)
-    add_outputs(parser, "table")
-    add_running(parser)
-    parser.add_argument("--batch", metavar="N", type=int, help="packets decoded at a time (default 4096)")
-    add_tunnels(parser)
-    add_verbose(parser)
-    return parser
-
-
-def live_parser():
-    parser = Parser(
-        "live",
-        "Run the detectors on interfaces and write their events as they come, until TERM or INT ends it: then what\n"
-        "was taken is still delivered. HUP reads the configuration anew and reopens outputs, USR1 rotates them.\n"
-        "Needs the privilege CAP_NET_RAW.",
-        (
-            "qoetap live -i eth0 -o events.jsonl",
-            "qoetap live -i eth0 -i eth1 --workers 2 -c site.yaml udp port 443 or icmp",
-            "qoetap live -i eth0 -o 'events-%Y%m%dT%H.jsonl' -o kafka://broker:9092/qoetap",
-        ),
-    )
-    parser.add_argument("-i", "--interface", metavar="IFACE", action="append", default=[], help="may be repeated")
-    parser.add_argument("expression", metavar="EXPRESSION", nargs="*", help="packets to look at, as in tcpdump (BPF)")
-    add_config(parser)
-    add_outputs(parser, "JSON lines on stdout")
-    parser.add_argument("--write", metavar="DIR", help="evidence goes there: the flow's last packets at events of --on")
-    parser.add_argument("--on", metavar="A,B", help="which events (default: iqn.stall_start,iqn.stall_end)")
-    parser.add_argument("--top", action="store_true", help="show what goes on, refreshed in place")
-    add_running(parser)
-    add_tunnels(parser)
-    add_verbose(parser)
-    return parser
-
-
-def inline_parser():
-    parser = Parser(
-        "inline",
-        "Take packets from the firewall's queues (NFQUEUE), run the detectors over them, pace them by classes of the\n"
-        "configuration (section inline), and hand them on, until TERM or INT ends it: what is held is then let go.\n"
-        "Needs the privilege CAP_NET_ADMIN.",
-        (
-            "qoetap inline -q 5 --install -c site.yaml -o events.jsonl",
-            "qoetap inline --uninstall",
-            "iptables -t mangle -A FORWARD -j NFQUEUE --queue-num 5 --queue-bypass; qoetap inline -q 5",
-        ),
-    )
-    parser.add_argument("-q", "--queue", metavar="NUM", type=int, action="append", default=[], help="may be repeated")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--install", action="store_true", help="put in rules for the queues, and take them out at the end"
-    )
-    what.add_argument("--uninstall", action="store_true", help="take out what a killed run has left, and leave")
-    add_config(parser)
-    add_outputs(parser, "JSON lines on stdout")
-    parser.add_argument("--seed", metavar="N", type=int, help="fix the secret keys of hashes")
-    parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
-    parser.set_defaults(workers=None)
-    add_tunnels(parser)
-    add_verbose(parser)
-    return parser
-
-
-def lab_parser():
-    parser = Parser(
-        "lab",
-        "Sender, router and receiver, each a network namespace of this machine, with 10 Mbit/s from router to\n"
-        "receiver, and `qoetap inline` in the router. Needs root.\n\n"
-        "  stalls   video over QUIC beside bulk transfer, without mitigation and with it: seconds stalled, rates\n"
-        "  hostile  a flow that feigns stalls without end, and what it wins\n"
-        "  street   nothing but the street, for your own traffic, until INT ends it",
-        (
-            "qoetap lab stalls --plot stalls.png",
-            "qoetap lab stalls -c site.yaml --seeds 1 --seconds 60 -o results/",
-            "qoetap lab hostile --json",
-            "qoetap lab street -c site.yaml -o results/",
-        ),
-    )
-    parser.add_argument("experiment", metavar="EXPERIMENT", choices=("stalls", "hostile", "street"), help="see above")
-    add_config(parser)
-    parser.add_argument("--seeds", metavar="N", help="of stalls: scenarios, or 3-5; each is run twice (default 5)")
-    parser.add_argument("--seconds", metavar="S", type=float, help="each run (default: stalls 120, hostile 90)")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="keep results, events and logs there")
-    parser.add_argument("--plot", metavar="FILE", help="of stalls: buffer and bulk transfer over time, PNG or SVG")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    add_verbose(parser)
-    return parser
-
-
-def decode_parser():
-    parser = Parser(
-        "decode",
-        "Print what is known of each packet: number, time, lengths, addresses, protocol, a and b (ports, or ICMP type\n"
-        "and code) and the UDP length field.",
-        (
-            "qoetap decode traffic.pcap | less -S",
-            "qoetap decode traffic.pcap --format tsv > packets.tsv",
-            "qoetap decode traffic.pcap --filter 'icmp or icmp6'",
-        ),
-    )
-    add_inputs(parser)
-    parser.add_argument(
-        "--format", choices=("table", "tsv", "jsonl", "parquet"), default="table", help="default: table"
-    )
-    parser.add_argument("--json", action="store_true", help="the same as --format jsonl")
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="write there (default: stdout)")
-    add_tunnels(parser)
-    add_verbose(parser)
-    return parser
-
-
-def check_parser():
-    parser = Parser(
-        "check",
-        "Say whether a configuration is right: prints ok, or one sentence that names the key that is not.",
-        ("qoetap check site.yaml -v", "qoetap check --defaults > site.yaml"),
-    )
-    parser.add_argument("path", metavar="CONFIG", nargs="?", help="a YAML file")
-    add_config(parser)
-    parser.add_argument(
-        "--defaults", action="store_true", help="print every key, explained, with its default, and leave"
-    )
-    parser.add_argument("--json", action="store_true", help="print the effective configuration as JSON")
-    add_verbose(parser, "print the effective configuration")
-    return parser
-
-
-def schema_parser():
-    parser = Parser("schema", "Print the JSON Schema of the events.", ("qoetap schema > events.schema.json",))
-    add_verbose(parser)
-    return parser
-
-
-def inspect_parser():
-    parser = Parser(
-        "inspect",
-        "Show the packets around an event, dissected by tshark. An event's pcap_cnt is its packet number, its flow_id\n"
-        "or community_id names its flow.",
-        ("qoetap inspect traffic.pcap --packet 1234", "qoetap inspect traffic.pcap --flow 4c5ab1f0c3a5d7e2"),
-    )
-    parser.add_argument("file", metavar="FILE")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--flow", metavar="ID", help="packets of the flow with this flow_id or community_id")
-    what.add_argument("--packet", metavar="N", type=int, help="this packet and those around it")
-    parser.add_argument("--around", metavar="N", type=int, default=3, help="packets before and after (default 3)")
-    parser.add_argument("--most", metavar="N", type=int, default=50, help="show at most so many of a flow (default 50)")
-    add_verbose(parser, "print every field of every packet")
-    return parser
-
-
-def doctor_parser():
-    parser = Parser(
-        "doctor",
-        "Say what qoetap needs and is missing, and how to mend it.",
-        ("qoetap doctor", "qoetap doctor -i eth0", "qoetap doctor -c site.yaml --json"),
-    )
-    parser.add_argument(
-        "-i", "--interface", metavar="IFACE", action="append", default=[],
-        help="can it be listened to? may be repeated (default: live.interfaces of the configuration)",
-    )  # fmt: skip
-    add_config(parser)
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    add_verbose(parser)
-    return parser
-
-
-def add_inputs(parser):
-    parser.add_argument(
-        "files", metavar="FILE", nargs="*",
-        help="capture, directory of captures, or - for stdin; with -r these words are a filter instead",
-    )  # fmt: skip
-    parser.add_argument(
-        "-r", "--read", metavar="FILE", action="append", default=[], help="the same, as in tcpdump; may be repeated"
-    )
-    parser.add_argument("--filter", metavar="EXPR", help="only packets that match, as in tcpdump: 'udp port 443'")
-
-
-def add_config(parser):
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file; `qoetap check --defaults` prints every key")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[],
-        help="override one key, for example detectors.flow.idle=60s; may be repeated",
-    )  # fmt: skip
-
-
-def add_outputs(parser, default):
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", action="append", default=[],
-        help="where events go, may be repeated: FILE.jsonl, FILE.csv, FILE.parquet, - (JSON lines on stdout), table, "
-        f"null, kafka://…, http://…, or SINK:PATH (default: {default})",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="JSON lines on stdout, the same as -o -")
-    parser.add_argument("--stats", metavar="FILE", help="write counts, ledger and timings as JSON at the end")
-
-
-def add_running(parser):
-    workers = "threads (default 1); in replay one decodes, the others detect"
-    parser.add_argument("--workers", metavar="N", type=int, help=workers)
-    parser.add_argument("--seed", metavar="N", type=int, help="fix the secret keys of hashes")
-    parser.add_argument("--detectors", metavar="A,B", help="run only these (default: all)")
-
-
-def add_tunnels(parser):
-    parser.add_argument(
-        "--tunnels", metavar="A,B", help="look into gre, ipip, 6in4, vxlan, geneve, gtpu, or all (default: none)"
-    )
-
-
-def add_verbose(parser, text="say more; with a traceback if something breaks"):
-    parser.add_argument("-v", "--verbose", action="store_true", help=text)
-
-
 COMMANDS = {  # name: its parser, module and function
-    "replay": (replay_parser, "qoetap.replay", "replay"),
-    "live": (live_parser, "qoetap.live", "live"),
-    "inline": (inline_parser, "qoetap.inline", "inline"),
-    "lab": (lab_parser, "qoetap.lab_command", "lab"),
-    "decode": (decode_parser, "qoetap.decode", "decode"),
-    "check": (check_parser, "qoetap.check", "check"),
-    "schema": (schema_parser, "qoetap.check", "schema"),
-    "inspect": (inspect_parser, "qoetap.inspect", "inspect"),
-    "doctor": (doctor_parser, "qoetap.doctor", "doctor"),
+    "replay": (parsers.replay, "qoetap.replay", "replay"),
+    "live": (parsers.live, "qoetap.live", "live"),
+    "inline": (parsers.inline, "qoetap.inline", "inline"),
+    "lab": (parsers.lab, "qoetap.lab_command", "lab"),
+    "decode": (parsers.decode, "qoetap.decode", "decode"),
+    "check": (parsers.check, "qoetap.check", "check"),
+    "schema": (parsers.schema, "qoetap.check", "schema"),
+    "inspect": (parsers.inspect, "qoetap.inspect", "inspect"),
+    "doctor": (parsers.doctor, "qoetap.doctor", "doctor"),
+    "serve": (control_parsers.serve, "qoetap.serve", "serve"),
+    "load": (control_parsers.load, "qoetap.load_command", "load"),
+    "dns": (control_parsers.dns, "qoetap.dns", "dns"),
 }
 
 

@@ -19,10 +19,11 @@ from dataplane.records import rows
 from dataplane.sinks.names import redacted
 from dataplane.wire import TUNNELS
 from detectors.base import CHOICE, COUNT, DURATION, FLAG, NUMBER
-from qoetap import classes
+from qoetap import classes, serve_keys
 from qoetap.durations import duration_text, parse_duration
 from qoetap.inline_keys import INLINE, inline_values, lists_help
 from qoetap.keys import ConfigError, Duration, Section, Size, fields_of, nearest
+from qoetap.serve_keys import DNS, SERVE
 from qoetap.sizes import parse_size, size_text
 
 FIELD_TYPES = {DURATION: "i8", COUNT: "i8", FLAG: "u1", CHOICE: "i8", NUMBER: "f8"}
@@ -112,6 +113,9 @@ LIVE = {  # the section `live`, in the same form
 }  # fmt: skip
 
 
+SECTIONS = {"live": LIVE, "inline": INLINE, "serve": SERVE, "dns": DNS}
+
+
 def option_type(option):
     """Type of a detector's option for pydantic."""
     if option.kind == DURATION:
@@ -157,10 +161,8 @@ def config_model(detectors):
     sections = {name: detector_model(d) for name, d in detectors.items()}
     inner = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
     fields = fields_of(GENERAL)
-    live = create_model("live", __base__=Section, **fields_of(LIVE))
-    inline = create_model("inline", __base__=Section, **fields_of(INLINE))
-    section = create_model("detectors", __base__=Section, **inner)
-    for model in (live, inline, section):
+    made = [create_model(name, __base__=Section, **fields_of(keys)) for name, keys in SECTIONS.items()]
+    for model in (*made, create_model("detectors", __base__=Section, **inner)):
         fields[model.__name__] = (model, Field(default_factory=model))
     return create_model("configuration", __base__=Section, **fields)
 
@@ -256,7 +258,7 @@ def validate(layers, detectors):
 
 def _without_empty(values):
     """Without sections that are just a heading (null in YAML)."""
-    sections = ("detectors", "live", "inline")
+    sections = ("detectors", *SECTIONS)
     values = {key: value for key, value in values.items() if value is not None or key not in sections}
     inner = values.get("detectors")
     if isinstance(inner, dict):
@@ -391,6 +393,7 @@ def as_values(settings, detectors):
     values = settings.model_dump()
     values["outputs"] = [redacted(spec) for spec in settings.outputs]
     values["inline"] = inline_values(settings.inline)
+    values.update({name: serve_keys.values_of(getattr(settings, name)) for name in ("serve", "dns")})
     for section, keys in ((values, GENERAL), (values["live"], LIVE)):
         for name, (kind, _, _) in keys.items():
             section[name] = WRITTEN.get(kind, _as_it_is)(section[name])
@@ -408,13 +411,13 @@ def document(detectors):
     every = as_values(validate([], detectors), detectors)
     for name, (_, _, text) in GENERAL.items():
         lines += [f"# {text}", f"{name}: {_scalar(every[name])}", ""]
-    lines.append("live:")
-    for name, (_, _, text) in LIVE.items():
-        lines += [f"  # {text}", f"  {name}: {_scalar(every['live'][name])}"]
-    lines += ["", "inline:"]
-    for name, (_, _, text) in INLINE.items():
-        lines += [f"  # {text}", f"  {name}: {_scalar(every['inline'][name])}"]
-    lines += [*(f"  {line}" for line in lists_help()), "", "detectors:"]
+    helps = {"inline": lists_help(), **{name: serve_keys.lists_help(name) for name in serve_keys.LISTS}}
+    for section, keys in SECTIONS.items():
+        lines.append(f"{section}:")
+        for name, (_, _, text) in keys.items():
+            lines += [f"  # {text}", f"  {name}: {_scalar(every[section][name])}"]
+        lines += [*(f"  {line}" for line in helps.get(section, ())), ""]
+    lines.append("detectors:")
     values = every["detectors"]
     for name, d in detectors.items():
         lines += [f"  {name}:"]

@@ -1,0 +1,57 @@
+"""The parsers of the commands of the control plane."""
+
+from qoetap.options import Parser, add_config, add_verbose
+
+
+def serve():
+    parser = Parser(
+        "serve",
+        "Take events of agents (over HTTP, from files, pipes and Kafka), keep what they say of each path, and answer\n"
+        "over HTTP: load, models, page load times, the data centre for a user. State survives a restart.",
+        (
+            "qoetap serve -c site.yaml",
+            "qoetap serve --listen 127.0.0.1:9470 --state load.sqlite --model model.json",
+            "qoetap live -i eth0 --detectors ptp -o http://127.0.0.1:9470/v1/events",
+            "tail -F events.jsonl | qoetap serve -r -",
+        ),
+    )
+    parser.add_argument(
+        "-r", "--read", metavar="FILE", action="append", default=[],
+        help="events from there too, may be repeated: a file or pipe of JSON lines, -, kafka://HOST/TOPIC",
+    )  # fmt: skip
+    parser.add_argument("--listen", metavar="ADDRESS", help="HOST:PORT (default 127.0.0.1:9470)")
+    parser.add_argument("--state", metavar="FILE", help="where state is kept (default qoetap-state.sqlite)")
+    parser.add_argument("--model", metavar="FILE", help="for paths that have no model of their own")
+    add_config(parser)
+    add_verbose(parser)
+    return parser
+
+
+def load():
+    parser = Parser(
+        "load",
+        "The model that tells a path's load from its PTP delay.\n\n"
+        "  learn      fit it to samples of known load, FILE: JSON lines or CSV with delay_ns and load\n"
+        "  calibrate  make such samples in the lab, with real traffic and ptp4l, and fit it to them; needs root",
+        (
+            "qoetap load learn samples.jsonl -o model.json --plot fit.png",
+            "qoetap load calibrate --rate 10Mbit -o model.json --samples samples.jsonl",
+        ),
+    )
+    parser.add_argument("what", metavar="WHAT", choices=("learn", "calibrate"), help="see above")
+    add_verbose(parser)
+    return parser
+
+
+def dns():
+    parser = Parser(
+        "dns",
+        "Answer A and AAAA queries for names of the configuration (section dns) with the addresses of the data centre\n"
+        "that `qoetap serve` chooses for the user, or with the fallback addresses where it does not answer.",
+        ("qoetap dns -c site.yaml", "qoetap dns -c site.yaml --listen 127.0.0.1:5300 --service http://127.0.0.1:9470"),
+    )
+    parser.add_argument("--listen", metavar="ADDRESS", help="HOST:PORT, UDP and TCP (default 127.0.0.1:5300)")
+    parser.add_argument("--service", metavar="URL", help="where `qoetap serve` answers (default http://127.0.0.1:9470)")
+    add_config(parser)
+    add_verbose(parser)
+    return parser

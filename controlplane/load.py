@@ -6,7 +6,17 @@ What others use of it; the parts are load_model, load_document, load_estimate.
 from controlplane.load_document import from_document, to_document
 from controlplane.load_estimate import Estimate, estimate
 from controlplane.load_model import (
-    CLASSES, DELAY_MAX_ns, HISTORY_samples, KINDS, UNKNOWN, Model, class_of, classify, delay_at, inverse, thresholds_ns,
+    CLASSES,
+    KINDS,
+    UNKNOWN,
+    DELAY_MAX_ns,
+    HISTORY_samples,
+    Model,
+    class_of,
+    classify,
+    delay_at,
+    inverse,
+    thresholds_ns,
 )  # fmt: skip
 
 __all__ = [

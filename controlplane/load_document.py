@@ -4,7 +4,14 @@ import math
 from dataclasses import asdict
 
 from controlplane.load_model import (
-    HISTORY_samples, KINDS, MONOTONE, SHAPES, Curve, Level, Model, Spread,
+    KINDS,
+    MONOTONE,
+    SHAPES,
+    Curve,
+    HISTORY_samples,
+    Level,
+    Model,
+    Spread,
 )  # fmt: skip
 
 FORMAT, VERSION = "qoetap-load-model", 1

@@ -198,6 +198,10 @@ class LoadService:
         """[(ts_ns, delay_ns)] since then, the last `count`. KeyError if there is no such path."""
         return self.store.samples(self.known[name].name, max(since_ns, self.horizon_ns), count)
 
+    def recent(self, name, count=load.HISTORY_samples):
+        """The same of the last `count` samples, as they are in memory, so HISTORY_samples at most."""
+        return [(sample[0], sample[3]) for sample in self.known[name].history[-count:]]
+
     def _reading(self, path, now_ns):
         history, force = path.history, self.in_force(path.name)
         interval_s, estimate = self._told(path, history, force)

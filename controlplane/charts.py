@@ -66,7 +66,7 @@ def time_ticks(since_ns, until_ns):
     step = next((step for step in TIME_STEPS_seconds if span / step <= TIME_TICKS), None)
     step = step or DAY_seconds * math.ceil(span / DAY_seconds / TIME_TICKS)
     form = "%H:%M:%S" if step < 60 else "%H:%M" if step < DAY_seconds else "%d %b"
-    first = math.ceil(since_ns / NS / step) * step
+    first = -(-since_ns // (step * NS)) * step
     times = range(first, until_ns // NS + 1, step)
     return [(t * NS, datetime.fromtimestamp(t, UTC).strftime(form)) for t in times]
 

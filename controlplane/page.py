@@ -91,7 +91,7 @@ def policy():
     """The Content-Security-Policy that the page needs, and nothing beyond."""
     script, style = (_hash(_source(name)) for name in ("live.js", "page.css"))
     return (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

@@ -10,6 +10,15 @@ MODEL = {
     "congested": 0.95, "r2": 0.89, "w": 0.87, "interval_s": 4.0,
     "levels": [{"load": x / 10, "samples": 100, "delay_ns": 36100 * math.exp(0.6218 * x)} for x in range(10)],
 }  # fmt: skip
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</style><svg onload=alert(1)>",
+    "</title></textarea></script><b>",
+    "{{ 7*7 }}{% raw %}&amp;&#60;",
+    "javascript:alert(1)",
+)
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 

@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane import charts, page
-from tests.pages import MODEL, NS, NOW_ns, Parsed, reading, samples, stale, totals
+from tests.pages import HOSTILE, MODEL, NS, NOW_ns, Parsed, reading, samples, stale, totals
 
 NOTHING_LOST = totals()
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)",
-    "</style><svg onload=alert(1)>",
-    "</title></textarea></script><b>",
-    "{{ 7*7 }}{% raw %}&amp;&#60;",
-    "javascript:alert(1)",
-)
 
 
 def shown(*readings, samples=MappingProxyType({}), models=MappingProxyType({}), totals=NOTHING_LOST, **view):
@@ -170,7 +161,7 @@ def test_the_policy_allows_this_page_and_nothing_else():
 def test_the_page_asks_no_other_host():
     found = parsed(reading("north"), samples={"north": samples()}, models={"north": MODEL})
     addresses = [have[key] for _, have in found.tags for key in ("src", "href") if key in have]
-    assert [address for address in addresses if "//" in address] == []
+    assert [address for address in addresses if "//" in address and not address.startswith("data:")] == []
     assert not [have for _, have in found.tags if "style" in have]
     assert "http" not in page.TEMPLATES.joinpath("page.css").read_text()
 

@@ -48,12 +48,10 @@ def render(readings, samples, models, totals, now_ns, view=View()):
     models: {path: model document} of any paths. totals: {"accepted", "duplicates", "late", "ignored",
     "rejected": {reason: number}}.
     """
-    found = {reading["path"]: reading for reading in readings}
-    ordered = sorted(readings, key=lambda reading: (TROUBLE.get(reading["class"], 2), reading["path"]))
-    path = ordered[0]["path"] if view.path is None and len(ordered) == 1 else view.path
-    chosen = found.get(path)
+    path = detailed(readings, view.path)
+    chosen = next((reading for reading in readings if reading["path"] == path), None)
     return _ENVIRONMENT.get_template("page.html").render(
-        rows=[row(reading, samples.get(reading["path"], ())) for reading in ordered[:ROWS_MAX]],
+        rows=[row(reading, samples.get(reading["path"], ())) for reading in listed(readings)],
         counts={name: sum(reading["class"] == name for reading in readings) for name in CLASSES},
         paths=len(readings),
         path=path,
@@ -63,6 +61,16 @@ def render(readings, samples, models, totals, now_ns, view=View()):
         host=view.host,
         now_ns=now_ns,
     )
+
+
+def listed(readings):
+    """The readings that the table shows, in its order."""
+    return sorted(readings, key=lambda reading: (TROUBLE.get(reading["class"], 2), reading["path"]))[:ROWS_MAX]
+
+
+def detailed(readings, path):
+    """Name of the path shown in detail: the one asked for, or the only one there is; None without."""
+    return readings[0]["path"] if path is None and len(readings) == 1 else path
 
 
 def row(reading, samples):

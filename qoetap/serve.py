@@ -16,6 +16,7 @@ import uvicorn
 import detectors as registry
 from controlplane import api, load
 from controlplane.database import StateError
+from controlplane.page_routes import page_routes
 from controlplane.service import LoadService, Settings
 from controlplane.store import Store
 from qoetap import __version__, config, serving
@@ -137,8 +138,12 @@ class Serve:
             raise Exit(USAGE, f"serve.state: {error}") from error
         self.service = LoadService(self.store, settings, time.time_ns())
         limits = api.Limits(token, serve.body, serve.requests)
-        app, self.streams = api.make(self.service, limits, __version__)
+        app, self.streams = api.make(self.service, limits, __version__, self._routers())
         self.server, self.notifier, self.tidied = Server(app, listener), Notifier(), time.monotonic()
+
+    def _routers(self):
+        """Routes of other parts of the control plane: one line each."""
+        return (page_routes(self.service, time.time_ns),)
 
     def run(self, signals):
         """Until a signal ends it. Exit if the server does."""

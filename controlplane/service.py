@@ -17,6 +17,7 @@ import numpy as np
 from controlplane import load
 from controlplane.database import StateError
 from controlplane.ingest import Rejected, parse
+from controlplane.load import HISTORY_samples
 from controlplane.load_estimate import interval_of
 from controlplane.shapes import Reading, Taken
 
@@ -70,7 +71,7 @@ class LoadService:
         for *whose, accepted, late in store.paths():
             path = self.known[whose[0]] = Path(*whose)
             path.accepted, path.late = accepted, late
-            path.history = tuple(store.last_samples(path.name, load.HISTORY_samples, self.horizon_ns))
+            path.history = tuple(store.last_samples(path.name, HISTORY_samples, self.horizon_ns))
         self.models = {name: stored_model(store, name, *found) for name, found in store.models().items()}
         self.configure(settings, now_ns)
 
@@ -198,7 +199,7 @@ class LoadService:
         """[(ts_ns, delay_ns)] since then, the last `count`. KeyError if there is no such path."""
         return self.store.samples(self.known[name].name, max(since_ns, self.horizon_ns), count)
 
-    def recent(self, name, count=load.HISTORY_samples):
+    def recent(self, name, count=HISTORY_samples):
         """The same of the last `count` samples, as they are in memory, so HISTORY_samples at most."""
         return [(sample[0], sample[3]) for sample in self.known[name].history[-count:]]
 
@@ -287,7 +288,7 @@ def own_name(agent_id, master_clock, domain):
 def merged(history, rows):
     """The last HISTORY_samples of both, in event-time order. What has the identity of an earlier one is left out."""
     found = {row[:3]: row for row in itertools.chain(reversed(rows), history)}
-    return tuple(sorted(found.values())[-load.HISTORY_samples :])
+    return tuple(sorted(found.values())[-HISTORY_samples :])
 
 
 def described(force):

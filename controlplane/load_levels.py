@@ -36,26 +36,40 @@ class Seen(NamedTuple):
         return float(np.median(self.delays))
 
 
-def checked(delay_ns, load, ts_ns=None):
-    """Samples of the arrays, sorted by time. ValueError: what is wrong, with the number of the sample (from 1)."""
+class BadSample(ValueError):
+    """A sample that cannot be: its number in the arrays, from 0, and a sentence."""
+
+    def __init__(self, at, sentence):
+        super().__init__(f"sample {at + 1}: {sentence}")
+        self.at, self.sentence = at, sentence
+
+
+def check_samples(delay_ns, load):
+    """Whether each delay in ns and load may be. BadSample: the first one that may not."""
     delay_ns, load = np.asarray(delay_ns, float), np.asarray(load, float)
-    if len(delay_ns) != len(load) or (ts_ns is not None and len(ts_ns) != len(load)):
-        raise ValueError(f"there are {len(delay_ns)} delays, but {len(load)} loads or another number of times")
-    _refuse(~np.isfinite(delay_ns), "the delay is not a number", delay_ns)
+    _refuse(~np.isfinite(delay_ns), "the delay is no finite number", delay_ns)
     _refuse(delay_ns < 0, "the delay is negative", delay_ns)
     _refuse(delay_ns > DELAY_MAX_ns, "the delay is longer than a minute", delay_ns)
     _refuse(~((load >= 0) & (load <= 1)), "the load is not in 0 to 1", load)
-    if ts_ns is None:
-        return Samples(None, delay_ns, load)
-    ts_ns = np.asarray(ts_ns, np.int64)
-    order = np.argsort(ts_ns, kind="stable")
-    return Samples(ts_ns[order], delay_ns[order], load[order])
 
 
 def _refuse(wrong, sentence, values):
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise ValueError(f"sample {at + 1}: {sentence}: {values[at]:g}")
+        raise BadSample(at, f"{sentence}: {values[at]:g}")
+
+
+def checked(delay_ns, load, ts_ns=None):
+    """Samples of the arrays, sorted by time. ValueError: what is wrong with them."""
+    delay_ns, load = np.asarray(delay_ns, float), np.asarray(load, float)
+    if len(delay_ns) != len(load) or (ts_ns is not None and len(ts_ns) != len(load)):
+        raise ValueError(f"there are {len(delay_ns)} delays, but {len(load)} loads or another number of times")
+    check_samples(delay_ns, load)
+    if ts_ns is None:
+        return Samples(None, delay_ns, load)
+    ts_ns = np.asarray(ts_ns, np.int64)
+    order = np.argsort(ts_ns, kind="stable")
+    return Samples(ts_ns[order], delay_ns[order], load[order])
 
 
 def level_numbers(load):

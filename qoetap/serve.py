@@ -180,6 +180,7 @@ class Serve:
         if time.monotonic() - self.tidied >= TIDY_seconds:
             self.tidied = time.monotonic()
             self.service.tidy(time.time_ns())
+            self.notifier.status(f"{len(self.service.known)} paths, {self.service.counts['accepted']:,} samples")
         for who in (self.store, *self.sources):
             if who.trouble != self.troubles.get(who) and who.trouble:
                 say(who.trouble)

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from dnslib import AAAA, CLASS, EDNS0, QTYPE, RR, SOA, A, DNSHeader, DNSQuestion, DNSRecord, EDNSOption
 
+from controlplane.dnsnames import LABEL_bytes, NAME_bytes
 from controlplane.prefixes import USER_bits
 
 HEADER_bytes = 12
 PLAIN_bytes = 512  # of a reply over UDP without EDNS (RFC 1035, 4.2.1)
 EDNS_bytes = 1232  # of one with it at most: no fragments (DNS flag day 2020)
 TCP_bytes = 65535
-LABEL_bytes, NAME_bytes = 63, 253
 ADDITIONAL_MAX = 4  # records: OPT and a signature are what there may be
 CLIENT_SUBNET = 8  # option code
 QR, OPCODE_shift, RD, CD = 0x8000, 11, 0x0100, 0x0010

@@ -18,7 +18,7 @@ CONNECTIONS_MAX, CONNECTIONS_OF_ONE_MAX = 256, 32  # TCP
 IDLE_seconds = 10.0  # a connection without a query is closed (RFC 7766, section 6.2.3)
 QUERY_MAX_bytes = 4096
 LENGTH_bytes = 2
-DRAIN_seconds = 2.0
+DRAIN_seconds, DRAIN_CHECK_seconds = 2.0, 0.02
 RCODES = {0: "NOERROR", 1: "FORMERR", 4: "NOTIMP", 5: "REFUSED", 16: "BADVERS"}
 
 
@@ -36,29 +36,22 @@ class Settings(NamedTuple):
     rate: float  # queries over UDP that an asker's prefix may send in a second
 
 
-def labels_of(name):
-    """Labels of a name in lower case, as Query.name has them. ValueError: it is no name that can be asked for."""
-    text = name.lower().removesuffix(".")
-    labels = tuple(label.encode("ascii") for label in text.split("."))
-    if not all(0 < len(label) <= dnsmessage.LABEL_bytes for label in labels) or len(text) > dnsmessage.NAME_bytes:
-        raise ValueError("is no domain name: labels have 1 to 63 characters, all together 253")
-    return labels
-
-
 class Responder:
     """Replies to packets, whatever brought them."""
 
     def __init__(self, settings, redirector, clock):
         self.settings, self.redirector, self.clock = settings, redirector, clock
-        self.counts, self.limit = Counts(), RateLimit(settings.rate)
+        self.counts, self.limit, self.ending = Counts(), RateLimit(settings.rate), False
 
     def configure(self, settings):
         self.settings, self.limit.rate = settings, settings.rate
 
     def begin(self, packet, host, tcp):
-        """Bytes of the reply, None if there is to be none, or a coroutine that waits for the service and returns them."""
+        """Bytes of the reply, None if there is to be none, or a coroutine of them that waits for the service."""
         self.counts.received["TCP" if tcp else "UDP"] += 1
-        query = dnsmessage.read(packet)
+        if self.ending:
+            return self._drop("ending")
+        query = self._read(packet)
         if isinstance(query, dnsmessage.Dropped):
             return self._drop(query.reason)
         if not tcp and not self.limit.allows(asker_prefix(host), self.clock()):
@@ -69,11 +62,12 @@ class Responder:
             return self._reply(RCODES[rcode], dnsmessage.refusal(query, rcode))
         if not dnsmessage.wants_addresses(query):
             return self._reply("NOERROR", dnsmessage.no_data(query, self.settings.ttl_seconds))
-        return self._look_up(self._without_ecs(query), item, host, tcp)
+        return self._look_up(query, item, host, tcp)
 
-    def _without_ecs(self, query):
+    def _read(self, packet):
         """The query as we take it: an option that does not count is not repeated either."""
-        return query if self.settings.ecs else query._replace(subnet=None)
+        query = dnsmessage.read(packet)
+        return query if self.settings.ecs or isinstance(query, dnsmessage.Dropped) else query._replace(subnet=None)
 
     def _look_up(self, query, item, host, tcp):
         prefix = self._user(query, host)
@@ -153,12 +147,12 @@ class Streams:
         while True:
             async with asyncio.timeout(IDLE_seconds):
                 length = int.from_bytes(await reader.readexactly(LENGTH_bytes))
-                packet = await reader.readexactly(min(length, QUERY_MAX_bytes))
+                packet = await reader.readexactly(length) if length <= QUERY_MAX_bytes else b""
             reply = self.responder.begin(packet, host, tcp=True)
             if asyncio.iscoroutine(reply):
                 reply = await reply
-            if reply is None or length > QUERY_MAX_bytes:
-                return  # what sends such packets gets no more
+            if reply is None:
+                return  # who sends such a packet gets no more
             writer.write(len(reply).to_bytes(LENGTH_bytes) + reply)
             async with asyncio.timeout(IDLE_seconds):
                 await writer.drain()
@@ -183,14 +177,12 @@ class Server:
         """Take nothing new, reply to what waits within DRAIN_seconds, end."""
         for listener in self.listeners:
             listener.close()
-        loop = asyncio.get_running_loop()
-        for protocol in self.datagrams:
-            with contextlib.suppress(ValueError, OSError):
-                loop.remove_reader(protocol.transport.get_extra_info("socket").fileno())
-        waiting = [task for protocol in self.datagrams for task in protocol.tasks]
-        if waiting:
-            await asyncio.wait(waiting, timeout=DRAIN_seconds)
-        for task in (*waiting, *self.streams.open):
+        self.responder.ending = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_seconds):
+                while self.responder.counts.waiting:
+                    await asyncio.sleep(DRAIN_CHECK_seconds)
+        for task in [*(task for protocol in self.datagrams for task in protocol.tasks), *self.streams.open]:
             task.cancel()
         for protocol in self.datagrams:
             protocol.transport.close()

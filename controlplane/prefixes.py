@@ -4,17 +4,32 @@ A dict for each length in use: a look-up is one hash for each of them, however m
 """
 
 import ipaddress
+import re
 
 USER_bits = {4: 24, 6: 56}  # what a user's prefix is cut to: no more is needed or asked (RFC 7871, section 11.1)
 
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = rf"{_BYTE}(?:\.{_BYTE}){{3}}"
+_GROUP = "[0-9A-Fa-f]{1,4}"
+_LAST = f"(?:{_GROUP}:{_GROUP}|{_IPV4})"
+_IPV6 = "|".join([  # RFC 3986, section 3.2.2
+    f"(?:{_GROUP}:){{6}}{_LAST}",
+    f"::(?:{_GROUP}:){{5}}{_LAST}",
+    *(f"(?:(?:{_GROUP}:){{0,{n}}}{_GROUP})?::(?:{_GROUP}:){{{4 - n}}}{_LAST}" for n in range(5)),
+    f"(?:(?:{_GROUP}:){{0,5}}{_GROUP})?::{_GROUP}",
+    f"(?:(?:{_GROUP}:){{0,6}}{_GROUP})?::",
+])  # fmt: skip
+PATTERN = f"^(?:{_IPV4}(?:/(?:3[0-2]|[12]?[0-9]))?|(?:{_IPV6})(?:/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)$"
+_FITS = re.compile(PATTERN.replace("$", r"\Z"))
+
 
 def network_of(text):
-    """The network of an address or prefix; bits behind the prefix are ignored. ValueError: it is none.
+    """The network of an address or prefix (PATTERN); bits behind the prefix are ignored. ValueError: it is none.
 
     An IPv4 address mapped into IPv6 (RFC 4291, 2.5.5.2) is the IPv4 one.
     """
-    if "%" in text:
-        raise ValueError(f"{text!r}: a zone does not belong here")
+    if not _FITS.match(text):
+        raise ValueError(f"{text!r} is no address or prefix, write it as 10.1.2.0/24 or 2001:db8:1::/48")
     network = ipaddress.ip_network(text, strict=False)
     mapped = network.network_address.ipv4_mapped if network.version == 6 and network.prefixlen >= 96 else None
     return ipaddress.ip_network((mapped, network.prefixlen - 96)) if mapped is not None else network

@@ -4,7 +4,6 @@ Says which data centres there are to choose from and what a page takes from each
 restart: page loads and the sets in force are in the Store.
 """
 
-import json
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -20,6 +19,7 @@ SECOND_ns = 10**9
 PAIRS_MAX = 5000  # of a content, the latest: these make its curve, older ones are deleted
 AHEAD_ns = 60 * SECOND_ns  # of our clock, that a page load may be
 DECIDED_ns = SECOND_ns // 4  # a decision holds so long: readings are not made anew for each user
+TOLD_MAX = 100  # to people
 CONGESTED, UNKNOWN = "congested", "unknown"
 NO_LOAD, AHEAD = "no_load", "ahead"
 
@@ -34,6 +34,14 @@ class Centre(NamedTuple):
     capacity_bps: int
 
 
+class Site(NamedTuple):
+    """What the configuration says: replaced as a whole."""
+
+    prefixes: Prefixes  # names of aggregation points
+    centres: dict  # their names: [Centre]
+    rules: choice.Rules
+
+
 class Learned(NamedTuple):
     """What is known of a content: a curve, or why there is none."""
 
@@ -43,24 +51,26 @@ class Learned(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """A decision and what it was made of. candidates: JSON, by name."""
+    """A decision and what it was made of."""
 
     at_ns: int
     decision: choice.Decision
-    candidates: dict
+    candidates: dict  # JSON, by name
+    addresses: dict  # by name
 
 
 class Selection:
-    """reading_of(path, at_ns): the Reading of a path, as of then; None: there is no such path.
+    """reading_of(path, now_ns): the Reading of a path; load_at(path, at_ns): its load then. None: it is not known.
 
     settings: aggregations (name, prefixes), data_centres (name, addresses, paths, rtt in ns, capacity in bit/s),
     hysteresis and near.
     """
 
-    def __init__(self, reading_of, store, settings):
-        self.reading_of, self.store = reading_of, store
+    def __init__(self, reading_of, load_at, store, settings):
+        self.reading_of, self.load_at, self.store = reading_of, load_at, store
         self.learning, self.learned = threading.Lock(), {}
-        self.states = {(a, c): choice.state_of(json.loads(text)) for a, c, text in store.choices()}
+        self.deciding, self.decided = threading.Lock(), {}
+        self.states = {key: choice.state_of(document) for key, document in store.choices().items()}
         self.learn(CONTENTS)
         self.configure(settings)
 
@@ -74,8 +84,9 @@ class Selection:
             for aggregation, path in item.paths.items():
                 rtt_seconds = item.rtt / SECOND_ns
                 centres[aggregation].append(Centre(item.name, item.addresses, path, rtt_seconds, item.capacity))
-        self.prefixes, self.centres = prefixes, centres
-        self.rules, self.decided = choice.Rules(settings.hysteresis, settings.near), {}
+        with self.deciding:
+            self.site = Site(prefixes, centres, choice.Rules(settings.hysteresis, settings.near))
+            self.decided = {}
 
     # --- page loads and curves
 
@@ -85,7 +96,7 @@ class Selection:
         """
         rows, rejected = [], Counter()
         for one in page_loads:
-            load = one["load"] if one.get("load") is not None else self._load(one["path"], one["ts_ns"])
+            load = one["load"] if one.get("load") is not None else self.load_at(one["path"], one["ts_ns"])
             if one["ts_ns"] > now_ns + AHEAD_ns:
                 rejected[AHEAD] += 1
             elif load is None:
@@ -93,10 +104,6 @@ class Selection:
             else:
                 rows.append((one["path"], one["content"], one["ts_ns"], one["seconds"], load, one.get("bytes")))
         return self.store.submit(partial(self._write, rows, rejected), len(rows))
-
-    def _load(self, path, at_ns):
-        reading = self.reading_of(path, at_ns)
-        return reading and reading["load"]
 
     def _write(self, rows, rejected):
         added = self.store.add_page_loads(rows)
@@ -122,42 +129,56 @@ class Selection:
 
     def select(self, network, content, now_ns):
         """JSON of the data centre for users of an ip_network. KeyError: it belongs to no aggregation point."""
-        found = self.prefixes.find(network)
+        site = self.site
+        found = site.prefixes.find(network)
         if found is None:
             raise KeyError(str(network))
         length, aggregation = found
-        decided = self._decided(aggregation, content, now_ns)
+        decided = self._decided(site, (aggregation, content), now_ns)
         name, reason = choice.pick(decided.decision, str(cut(network)))
         chosen = decided.candidates[name]
-        addresses = next(centre.addresses for centre in self.centres[aggregation] if centre.name == name)
         return {
-            "data_centre": name, "addresses": addresses, "content": content, "aggregation": aggregation,
+            "data_centre": name, "addresses": decided.addresses[name], "content": content, "aggregation": aggregation,
             "prefix": str(network.supernet(new_prefix=length)), "expected_s": chosen["expected_s"],
             "class": chosen["class"], "reason": reason, "candidates": list(decided.candidates.values()),
         }  # fmt: skip
 
-    def _decided(self, aggregation, content, now_ns):
-        key = aggregation, content
-        found = self.decided.get(key)
-        if found is None or not found.at_ns <= now_ns < found.at_ns + DECIDED_ns:
-            found = self.decided[key] = self._decide(key, now_ns)
+    def in_force(self, now_ns):
+        """What `select` says of each aggregation point and content that it was asked for, as far as no user matters."""
+        found, site = [], self.site
+        for aggregation, content in sorted((*self.decided,))[:TOLD_MAX]:
+            decided = self._decided(site, (aggregation, content), now_ns)
+            chosen = [decided.candidates[name] for name in decided.decision.members]
+            found.append({
+                "aggregation": aggregation, "content": content, "reason": decided.decision.cause,
+                "data_centre": ", ".join(one["data_centre"] for one in chosen),
+                "expected_s": chosen[0]["expected_s"], "class": chosen[0]["class"],
+            })  # fmt: skip
         return found
 
-    def _decide(self, key, now_ns):
+    def _decided(self, site, key, now_ns):
+        with self.deciding:
+            found = self.decided.get(key)
+            if found is None or not found.at_ns <= now_ns < found.at_ns + DECIDED_ns:
+                found = self.decided[key] = self._decide(site, key, now_ns)
+        return found
+
+    def _decide(self, site, key, now_ns):
         aggregation, content = key
-        told = {c.name: self._candidate(c, content, now_ns) for c in self.centres[aggregation]}
+        centres = site.centres[aggregation]
+        told = {centre.name: self._candidate(centre, content, now_ns) for centre in centres}
         before = self.states.get(key, choice.State())
-        state, decision = choice.decide([_weighed(one) for one in told.values()], before, self.rules, now_ns)
+        state, decision = choice.decide([_weighed(one) for one in told.values()], before, site.rules, now_ns)
         self.states[key] = state
         if state != before:
             with suppress(Busy):  # it is written with the next change
-                self.store.submit(partial(self._note, key, json.dumps(state.as_document()), now_ns))
+                self.store.submit(partial(self._note, key, now_ns, state.as_document()))
         for name, one in told.items():
             one["chosen"] = name in decision.members
-        return Decided(now_ns, decision, told)
+        return Decided(now_ns, decision, told, {centre.name: centre.addresses for centre in centres})
 
-    def _note(self, key, document, now_ns):
-        self.store.choose(*key, document, now_ns)
+    def _note(self, key, now_ns, document):
+        self.store.choose(*key, now_ns, document)
         return lambda: None
 
     def _candidate(self, centre, content, now_ns):

@@ -1,14 +1,13 @@
 """Routes of page loads, curves and the data centre of a user, /v1: requests in, JSON out. They decide nothing."""
 
 import asyncio
-import time
 from http import HTTPStatus
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
-from controlplane.centres import Selection
 from controlplane.choice import REASONS
 from controlplane.contents import CONTENTS
 from controlplane.curves import SECONDS_MAX
@@ -21,7 +20,11 @@ PAGE_LOADS_MAX = 10_000
 Kind = Literal[*CONTENTS]
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
 Class = Literal[*CLASSES, UNKNOWN]
-Client = Annotated[str, Query(pattern=PATTERN, description="address or prefix of the user, IPv4 or IPv6")]
+Client = Annotated[
+    str,
+    AfterValidator(lambda text: network_of(text) and text),  # tells more than that the pattern does not match
+    Query(description="address or prefix of the user, IPv4 or IPv6", json_schema_extra={"pattern": PATTERN}),
+]
 ContentOf = Annotated[Kind, Query(description="what the user is about to load")]
 
 
@@ -101,13 +104,8 @@ SelectAnswer = TypedDict(
 )
 
 
-def router(reading_of, store, settings, clock=time.time_ns):
-    """APIRouter of a Selection of these."""
-    return routes(Selection(reading_of, store, settings), clock)
-
-
-def routes(selection, clock=time.time_ns):
-    """APIRouter of a Selection. clock: ns since 1970."""
+def router(selection, clock):
+    """APIRouter of a centres.Selection. clock: ns since 1970."""
     router = APIRouter(tags=["selection"])
 
     @router.post("/v1/page-loads", response_model=PageLoadsTaken, responses=documented(*BODY, 503))

@@ -80,10 +80,19 @@ def later(detail, status=HTTPStatus.SERVICE_UNAVAILABLE):
     return Refused(status, detail, {"Retry-After": str(RETRY_seconds)})
 
 
-async def on_http(_, error):
+async def on_http(request, error):
     if error.detail == HTTPStatus(error.status_code).phrase:  # of the framework
         error.detail = NO_ROUTE.get(error.status_code, error.detail)
-    return reply(error)
+    answer = reply(error)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers["Allow"] = ", ".join(allowed(request))
+    return answer
+
+
+def allowed(request):
+    """Methods of what the request asks for (RFC 9110, 10.2.1); the router knows those of one function only."""
+    paths = request.app.openapi()["paths"]
+    return sorted(method.upper() for method in paths.get(getattr(request.scope.get("route"), "path", None), ("get",)))
 
 
 async def on_invalid(_, error):

@@ -177,8 +177,8 @@ def markdown(results):
     lines += [f"{m['cpu']}, {size}, {m['system']}, Python {m['python']}"]
     lines += [
         "",
-        f"{asked['agents']} agents post {asked['events']:g} events/s in all for {asked['seconds']:g} s, gzip, a batch a "
-        "second each; one other asks for loads. Then kill -9 amid a post and restart, again and again; what is not "
+        f"{asked['agents']} agents post {asked['events']:g} events/s in all for {asked['seconds']:g} s, gzip, a batch "
+        "a second each; one other asks for loads. Then kill -9 amid a post and restart, again and again; what is not "
         "acknowledged is sent again. Everything on the same cores.",
         "",
         "| requests | count | median ms | 99 % ms | 99.9 % ms | most ms |",

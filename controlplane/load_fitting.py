@@ -23,6 +23,7 @@ from controlplane.load_model import (
 SEPARATE = 0.9  # of pairs of delays, one at the level and one at the lowest: the level's is the longer
 IDLE_QUANTILE = 0.9
 PERCENTILES, COUNTS = (0, 10, 25, 50, 75, 90), (3, 5, 10, 20, 40)
+TRACE_FILTERS = 4  # a trace must be as long as so many filters
 NEARLY_BEST = 1.02  # a shorter filter is taken if its RMSE is within this
 COVERED = 0.9
 LOW_QUANTILE, HIGH_QUANTILE = 0.05, 0.95
@@ -58,12 +59,13 @@ class Fit:
 
 
 class Shape(NamedTuple):
-    """What fitting to levels gives: a model of curve and congestion point, how many levels it is fitted to, scores."""
+    """What fitting to levels gives: a model of curve and congestion point; how many levels it is fitted to, and those
+    as columns: loads, medians in ns, numbers of samples.
+    """
 
     model: Model
     used: int
-    scores: dict
-    r2_medians: float
+    fitted: tuple
 
 
 def learn(delay_ns, load, ts_ns=None, *, kind=EXPONENTIAL, trace=None, made=""):
@@ -95,7 +97,9 @@ def finish(model, shape, seen, samples, steps):
         model = replace(model, spread=replace(model.spread, margin=margin_of(model, steps)))
         told = trace_rmse(model, steps)
     left_out = len(samples.load) - sum(level.samples for level in seen)
-    return Fit(model, table_of(model, shape.used), shape.scores, shape.r2_medians, left_out, told)
+    scores = {name: load_curves.cross_validation(name, *shape.fitted) for name in (EXPONENTIAL, *SHAPES)}
+    r2_medians = load_curves.r_squared(shape.fitted[1], delay_at(model, shape.fitted[0]))
+    return Fit(model, table_of(model, shape.used), scores, r2_medians, left_out, told)
 
 
 def table_of(model, used):
@@ -120,15 +124,13 @@ def shape_of(seen, kind, percentile, count):
     a, b = load_curves.exponential(*fitted[:2])
     if b < 1.01 * load_curves.B_MIN:
         raise ValueError("delay does not rise with load in these samples: load cannot be told from it")
-    scores = load_curves.cross_validation(*fitted)
     congested = float(load[jump]) if jump is not None else 1.0
     model = Model(a, b, 0.0, congested, EXPONENTIAL, jump is not None, percentile=percentile, samples=count)
     if kind == MONOTONE:
-        name = min(SHAPES, key=scores.get)
+        name = min(SHAPES, key=lambda shape: load_curves.cross_validation(shape, *fitted))
         curve = load_curves.monotone(*fitted, name)
         model = replace(model, kind=kind, curve=load_curves.closed(curve, congested, _seen_ns(median, used)))
-    model = replace(model, r2=r2_of(model, seen[part]))
-    return Shape(model, used, scores, load_curves.r_squared(fitted[1], delay_at(model, fitted[0])))
+    return Shape(replace(model, r2=r2_of(model, seen[part])), used, fitted)
 
 
 def _too_few(levels, where):
@@ -174,14 +176,17 @@ def low_threshold(model, seen):
 
 def choose(samples, steps, kind, first):
     """(Shape, w): filter and weight of the past with the least RMSE on the trace; of nearly equal ones the shortest."""
-    found = [(*weigh(first.model, steps), first)]
+    found, levels = [(*weigh(first.model, steps), first)], len(levels_of(samples))
     for count in COUNTS:
         for percentile in PERCENTILES:
+            seen = levels_of(samples, percentile, count)
+            if len(seen) < levels or len(steps.load) < TRACE_FILTERS * count:
+                continue  # too few samples for this filter
             try:
-                shape = shape_of(levels_of(samples, percentile, count), kind, float(percentile), count)
-                found.append((*weigh(shape.model, steps), shape))
+                shape = shape_of(seen, kind, float(percentile), count)
             except ValueError:
-                continue  # too few samples for this filter, or it takes away what tells the load
+                continue  # it takes away what tells the load
+            found.append((*weigh(shape.model, steps), shape))
     limit = NEARLY_BEST * min(score for _, score, _ in found)
     least = min(shape.model.samples for _, score, shape in found if score <= limit)
     w, _, shape = min((f for f in found if f[2].model.samples == least), key=lambda f: f[1])
@@ -189,9 +194,7 @@ def choose(samples, steps, kind, first):
 
 
 def weigh(model, steps):
-    """(w, RMSE) that are best for the model on the trace. ValueError: it is too short for the filter."""
-    if len(steps.load) < 4 * model.samples:
-        raise ValueError("the trace is shorter than four filters")
+    """(w, RMSE) that are best for the model on the trace."""
     return load_scores.choose_w(load_scores.raw_loads(model, steps.delay_ns), steps.load[model.samples - 1 :])
 
 

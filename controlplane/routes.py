@@ -31,6 +31,7 @@ Seconds = Annotated[float, Query(gt=0, le=SECONDS_MAX, allow_inf_nan=False, desc
 Version = Annotated[int | None, Query(ge=1, le=2**63 - 1, description="without one: the model in force")]
 Document = Annotated[dict[str, Any], WithJsonSchema(MODEL)]
 Delays = Delay | Annotated[list[Delay], Field(max_length=DELAYS_MAX)]
+OPENMETRICS = {200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}}}
 EVENT = {  # itemSchema: of OpenAPI 3.2; who knows 3.1 only passes it over
     "type": "object",
     "required": ["event", "data"],
@@ -81,7 +82,7 @@ def load_routes(service, streams, clock):
     router = APIRouter(tags=["load"])
 
     @router.get("/v1/paths", response_model=list[Reading], responses=documented())
-    async def get_paths():
+    def get_paths():
         """Readings of all paths, by name."""
         return service.paths(clock())
 
@@ -150,8 +151,8 @@ def own_routes(service, metrics):
             raise later(service.store.trouble)
         return {"status": "ok", "paths": len(service.known), "samples": service.counts["accepted"]}
 
-    @router.get("/metrics", response_class=Text, responses=documented())
-    async def get_metrics(request: Request):
+    @router.get("/metrics", response_class=Text, responses=documented() | OPENMETRICS)
+    def get_metrics(request: Request):
         """Counters and gauges for Prometheus."""
         text, kind = metrics.page(request.headers.get("accept"))
         return Response(text, media_type=kind)

@@ -195,6 +195,16 @@ class LoadService:
         """The same, None if there is none."""
         return self.load(name, now_ns) if name in self.known else None
 
+    def load_at(self, name, at_ns):
+        """The load as the samples until then tell it, as far as they are in memory; None: they do not."""
+        path, force = self.known.get(name), self.in_force(name)
+        history = tuple(sample for sample in path.history if sample[0] <= at_ns) if path and force else ()
+        if not history:
+            return None
+        interval_s, estimate = self._made(history, force)
+        late = at_ns - history[-1][0] > max(STALE_intervals * interval_s, STALE_LEAST_seconds) * SECOND_ns
+        return None if late else estimate.load
+
     def samples(self, name, since_ns, count=SAMPLES_MAX):
         """[(ts_ns, delay_ns)] since then, the last `count`. KeyError if there is no such path."""
         return self.store.samples(self.known[name].name, max(since_ns, self.horizon_ns), count)

@@ -121,7 +121,7 @@ def csv_rows(name, text):
         raise Exit(INPUT, f"{name}, line 1: JSON lines or a CSV header with delay_ns and load is needed")
     try:
         for row in reader:
-            yield reader.line_num, {key: value for key, value in row.items() if value != ""}
+            yield reader.line_num, {key: value for key, value in row.items() if key and value}
     except csv.Error as error:
         raise Exit(INPUT, f"{name}, line {reader.line_num}: {error}") from error
 

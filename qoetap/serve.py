@@ -14,7 +14,8 @@ import time
 import uvicorn
 
 import detectors as registry
-from controlplane import api, load
+from controlplane import api, load, selection
+from controlplane.centres import Selection
 from controlplane.database import StateError
 from controlplane.page_routes import page_routes
 from controlplane.service import LoadService, Settings
@@ -140,12 +141,14 @@ class Serve:
             raise Exit(USAGE, f"serve.state: {error}") from error
         self.service = LoadService(self.store, settings, time.time_ns())
         limits = api.Limits(token, serve.body, serve.requests)
+        self.selection = Selection(self.service.reading_of, self.service.load_at, self.store, serve)
         app, self.streams = api.make(self.service, limits, __version__, self._routers())
         self.server, self.notifier, self.tidied = Server(app, listener), Notifier(), time.monotonic()
 
     def _routers(self):
         """Routes of other parts of the control plane: one line each."""
-        return (page_routes(self.service, time.time_ns),)
+        pages = page_routes(self.service, time.time_ns, lambda: self.selection.in_force(time.time_ns()))
+        return pages, selection.router(self.selection, time.time_ns)
 
     def run(self, signals):
         """Until a signal ends it. Exit if the server does."""
@@ -180,6 +183,7 @@ class Serve:
         if time.monotonic() - self.tidied >= TIDY_seconds:
             self.tidied = time.monotonic()
             self.service.tidy(time.time_ns())
+            self.notifier.status(f"{len(self.service.known)} paths, {self.service.counts['accepted']:,} samples")
         for who in (self.store, *self.sources):
             if who.trouble != self.troubles.get(who) and who.trouble:
                 say(who.trouble)
@@ -192,6 +196,7 @@ class Serve:
         try:
             serve = settings_of(self.args)
             self.service.configure(service_settings(serve), time.time_ns())
+            self.selection.configure(serve)
         except (Exit, StateError) as error:
             say(f"reload: {error}; going on as before")
         else:

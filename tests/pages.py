@@ -51,11 +51,11 @@ def samples(count=100, interval_s=4, delay_ns=800_000):
     return [(first + i * interval_s * NS, int(delay_ns * (1 + 0.3 * math.sin(i)))) for i in range(count)]
 
 
-def events(agent, delay_ns, until_ns, count=50):
-    """JSON lines of an agent's events `ptp.delay`, 4 s apart."""
+def events(agent, delays_ns, until_ns):
+    """JSON lines of an agent's events `ptp.delay`, 4 s apart, the last one at until_ns."""
     lines = []
-    for i in range(count):
-        ts_ns = until_ns - i * 4 * NS
+    for at, delay_ns in enumerate(reversed(delays_ns)):
+        ts_ns = until_ns - at * 4 * NS
         ptp = {
             "master_clock": f"{0:016x}", "slave_clock": f"{1:016x}", "domain": 0, "request_id": ts_ns // NS % 65536,
             "mean_path_delay_ns": delay_ns,

@@ -18,7 +18,8 @@ class Served:
 
     def __init__(self, folder, *options, token=None):
         self.log = folder / "serve.log"
-        command = [sys.executable, "-m", "qoetap", "serve", "--listen", "127.0.0.1:0", "--state", folder / "state.sqlite"]
+        command = [sys.executable, "-m", "qoetap", "serve", "--listen", "127.0.0.1:0"]
+        command += ["--state", folder / "state.sqlite"]
         environ = {**os.environ, **({"QOETAP_SERVE_TOKEN": token} if token else {})}
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         with self.log.open("w") as log:

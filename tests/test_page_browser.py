@@ -8,45 +8,15 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from controlplane import api, load, page
-from controlplane.page_routes import page_routes
-from controlplane.service import LoadService, Settings
-from controlplane.store import Store
-from qoetap.serve import Server, bound
+from controlplane import page
 from tests.browser import Browser
 from tests.conftest import require
-from tests.pages import HOSTILE, MODEL, NS, NOW_ns, events
+from tests.pages import HOSTILE, MODEL, NS
+from tests.site import Site
 
 BAR = "document.querySelector('.paths .bar').getBoundingClientRect().toJSON()"
 WORD = "document.querySelector('.paths .word')?.innerText"
 LIVE = "document.getElementById('live').innerText"
-
-
-class Site:
-    """The service on a port of loopback, at a time that the test sets. names: {agent: path}."""
-
-    def __init__(self, folder, names):
-        self.now_ns, self.store = NOW_ns, Store(str(folder / "state.sqlite"))
-        named = {(agent, f"{0:016x}", 0): name for agent, name in names.items()}
-        settings = Settings(10**6 * NS, 4 * NS, named, model=load.from_document(MODEL))
-        self.service = LoadService(self.store, settings, NOW_ns)
-        routers = (page_routes(self.service, self.clock),)
-        app, self.streams = api.make(self.service, api.Limits(), routers=routers, clock=self.clock)
-        self.server = Server(app, bound("127.0.0.1:0", None))
-        self.url = f"http://{self.server.address}/"
-
-    def clock(self):
-        return self.now_ns
-
-    def hear(self, agent, load, *, until_ns=NOW_ns):
-        """Take events of an agent whose path has this load, the last one at until_ns."""
-        delay_ns = int(MODEL["a_ns"] * np.exp(MODEL["b"] * load))
-        taken = self.service.take(events(agent, delay_ns, until_ns), until_ns)
-        assert taken["accepted"] and not taken["rejected"]
-
-    def close(self):
-        self.streams.ending = True
-        self.server.close()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +29,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def site(chromium, tmp_path, request):
-    made = Site(tmp_path, getattr(request, "param", {}))
+    made = Site(tmp_path, **getattr(request, "param", {}))
     yield made
     chromium.open("about:blank")  # ends its stream, which the server would wait for
     made.close()
@@ -159,7 +129,7 @@ def test_nothing_is_cut_off_on_a_phone(chromium, site, agent):
     assert chromium.value("document.documentElement.scrollWidth") <= 360
 
 
-@pytest.mark.parametrize("site", [{text: text for text in HOSTILE}], indirect=True)
+@pytest.mark.parametrize("site", [{"names": {text: text for text in HOSTILE}}], indirect=True)
 def test_text_from_agents_is_text_and_runs_nothing(chromium, site):
     for text in HOSTILE:
         site.hear(text, 0.53)
@@ -193,6 +163,21 @@ def test_the_page_changes_when_an_event_comes(chromium, site):
     assert chromium.value("document.activeElement.id") == f"to-south:{0:016x}:0"
     assert chromium.value(LIVE) == "live"
     assert not chromium.troubles
+
+
+@pytest.mark.parametrize("site", [{"token": "a-token"}], indirect=True)
+def test_a_browser_brings_the_token_as_a_password(chromium, site):
+    site.hear("north", 0.53)
+    chromium.look()
+    chromium.open(site.url)
+    assert "token" in chromium.text()
+    assert "north" not in chromium.text()
+    chromium.open(site.url.replace("//", "//anybody:a-token@"))
+    chromium.value("waited = -1e9")
+    site.now_ns += 200 * NS
+    site.hear("north", 1.2, until_ns=site.now_ns)
+    chromium.until(f"{WORD} === 'congested'")
+    assert chromium.value(LIVE) == "live"
 
 
 def test_the_page_changes_without_events_too(chromium, site):

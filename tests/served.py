@@ -16,14 +16,15 @@ TOKEN = "a-token-of-the-tests"
 class Served:
     """`qoetap serve` on a free port of loopback, with its state in `folder`, until the `with` ends."""
 
-    def __init__(self, folder, *options, token=None):
+    def __init__(self, folder, *options, token=None, stdin=b""):
         self.log = folder / "serve.log"
-        command = [sys.executable, "-m", "qoetap", "serve", "--listen", "127.0.0.1:0"]
-        command += ["--state", folder / "state.sqlite"]
+        state = folder / "state.sqlite"
+        command = [sys.executable, "-m", "qoetap", "serve", "--listen", "127.0.0.1:0", "--state", state]
         environ = {**os.environ, **({"QOETAP_SERVE_TOKEN": token} if token else {})}
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stderr=log, env=environ)
+        (folder / "stdin").write_bytes(stdin)
+        with self.log.open("w") as log, (folder / "stdin").open("rb") as given:
+            self.process = subprocess.Popen([*command, *options], stdin=given, stderr=log, env=environ)
 
     def __enter__(self):
         deadline = time.monotonic() + START_seconds

@@ -43,7 +43,7 @@ def post(served, body):
 
 def test_nothing_acknowledged_is_lost_and_nothing_counts_twice(tmp_path):
     """Agents post while the service is killed amid a post, and started again."""
-    asked = ("--agents", "8", "--events", "400", "--seconds", "2", "--kills", "2", "--after", "0.5")
+    asked = ("--agents", "8", "--events", "400", "--seconds", "2", "--kills", "2", "--after", "0.3")
     assert control.main([*asked, "-o", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     end = found["end"]

@@ -151,9 +151,16 @@ def test_closing_ends_it_while_nothing_can_be_written(service, opened, tmp_path,
     until(lambda: source.trouble == f"{path}: full; it is tried again")
 
 
-@pytest.mark.parametrize("spec, said", [("http://x/", "events come from"), ("/", "is a directory"),
-                                        ("kafka://", "kafka://HOST:9092"), ("kafka://h/t?sasl.password=x", "is a secret"),
-                                        ("kafka://h/t?nonsense=1", "nonsense")])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ("http://x/", "events come from"),
+        ("/", "is a directory"),
+        ("kafka://", "kafka://HOST:9092"),
+        ("kafka://h/t?sasl.password=x", "is a secret"),
+        ("kafka://h/t?nonsense=1", "nonsense"),
+    ],
+)
 def test_what_is_no_source(service, spec, said):
     with pytest.raises(Exit, match=said) as told:
         open_source(spec, service)

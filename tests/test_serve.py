@@ -157,7 +157,7 @@ def test_what_keeps_it_from_starting(tmp_path, monkeypatch):
     assert "is no address" in refuses("--listen", "nonsense")
     assert "needs a token" in refuses("--listen", "0.0.0.0:9470")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "cannot listen on" in refuses("--listen", "127.0.0.1:%d" % taken.getsockname()[1])
+        assert "cannot listen on" in refuses("--listen", f"127.0.0.1:{taken.getsockname()[1]}")
     assert "cannot be read" in refuses("--model", model)
     for text, said in (("{", "is no JSON"), ("{}", "no load model"), ("[" * 100_000, "serve.model")):
         model.write_text(text)

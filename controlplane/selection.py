@@ -14,11 +14,12 @@ from controlplane.curves import SECONDS_MAX
 from controlplane.load import CLASSES, UNKNOWN
 from controlplane.prefixes import PATTERN, network_of
 from controlplane.problems import BODY, Refused, documented
-from controlplane.shapes import Count, Load, Nanoseconds, PathName
+from controlplane.shapes import Count, Load, Nanoseconds, Number, PathName
 
 PAGE_LOADS_MAX = 10_000
+BYTES_MAX = 10**15
 Kind = Literal[*CONTENTS]
-Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False), Number]
 Class = Literal[*CLASSES, UNKNOWN]
 Client = Annotated[
     str,
@@ -35,7 +36,7 @@ class PageLoad(TypedDict):
     content: Kind
     seconds: Seconds
     ts_ns: Annotated[Nanoseconds, Field(description="when it began, since 1970")]
-    bytes: NotRequired[Annotated[int, Field(ge=0, le=2**63 - 1)] | None]
+    bytes: NotRequired[Annotated[int, Field(ge=0, le=BYTES_MAX), Number] | None]
     load: NotRequired[Annotated[Load | None, Field(description="of the path then; without one its reading counts")]]
 
 

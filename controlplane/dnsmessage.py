@@ -99,9 +99,11 @@ def _name_end(packet, at):
     """Where what follows a name begins. There is nothing in a query that a name could point to."""
     start = at
     while packet[at]:
-        if packet[at] > LABEL_bytes or at - start > NAME_bytes:
-            raise ValueError("no such name can be written")
+        if packet[at] > LABEL_bytes:
+            raise ValueError("no label is so long, or it is a pointer")
         at += 1 + packet[at]
+    if at - start > NAME_bytes + 1:
+        raise ValueError("no name is so long")
     return at + 1
 
 

@@ -243,6 +243,12 @@ def test_names_that_are_none(name):
     assert rcode(checked(struct.pack("!6H", 7, 0, 1, 0, 0, 0) + name + b"\0\1\0\1")) == 1
 
 
+@pytest.mark.parametrize(("last", "told"), [("a", 5), ("ab", 1)])
+def test_the_longest_name(last, told):
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in (*"a" * 126, last)) + b"\0"
+    assert rcode(checked(struct.pack("!6H", 7, 0, 1, 0, 0, 0) + labels + b"\0\1\0\1")) == told
+
+
 def test_names_of_a_thousand_pointers():
     start = 12 + 5 + 11
     chain = b"".join(struct.pack("!BBH", 1, 97, 0xC000 | max(12, at - 4)) for at in range(start, 4000, 4))

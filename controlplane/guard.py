@@ -80,7 +80,7 @@ class Guard:
         try:
             async with asyncio.timeout(BODY_seconds):
                 body = await self._read(receive, held)
-            body = body if encoding == "identity" else await self._unpacked(body, held)
+            body = body if encoding == "identity" or not body else await self._unpacked(body, held)
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come in {BODY_seconds:g} s") from None
         except TooLarge:

@@ -42,7 +42,7 @@ def from_document(document):
         low=reader.number("low", 0.0, 1.0),
         congested=reader.number("congested", 0.0, 1.0),
         congestion_found=reader.boolean("congestion_found", Model.congestion_found),
-        r2=reader.optional_number("r2", -math.inf, 1.0),
+        r2=reader.optional_number("r2", -DELAY_LIMIT_ns, 1.0),
         w=reader.number("w", 0.0, 0.9999, Model.w),
         interval_s=reader.number("interval_s", 1e-3, INTERVAL_MAX_seconds, Model.interval_s),
         curve=_curve(reader.part("curve")),
@@ -60,7 +60,7 @@ def _check_head(document):
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f'this is no load model: its "format" is not "{FORMAT}"')
     if document.get("version") != VERSION or isinstance(document.get("version"), bool):
-        raise ValueError(f"the model is of version {document.get('version')!r}, but this qoetap reads version {VERSION}")
+        raise ValueError(f"the model is of version {document.get('version')!r}, but qoetap reads version {VERSION}")
 
 
 def _check_whole(model):
@@ -87,7 +87,9 @@ def _curve(reader):
     if reader is None:
         return None
     curve = Curve(
-        reader.choice("shape", SHAPES), reader.numbers("load", 0.0, 1.0), reader.numbers("delay_ns", 1.0, DELAY_LIMIT_ns)
+        reader.choice("shape", SHAPES),
+        reader.numbers("load", 0.0, 1.0),
+        reader.numbers("delay_ns", 1.0, DELAY_LIMIT_ns),
     )
     reader.end()
     for name, values in (("load", curve.load), ("delay_ns", curve.delay_ns)):

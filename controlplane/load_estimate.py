@@ -1,4 +1,4 @@
-"""From delays to a load: filter, inverse, smoothing, interval. A pure function of a path's last samples and its model."""
+"""From delays to a load: filter, inverse, smoothing, interval. A pure function of the last samples and the model."""
 
 from dataclasses import dataclass
 
@@ -79,6 +79,8 @@ def interval(model, load, scale):
         low, high = _unrejected(model.spread, load, scale)
     if class_ == LOW:
         low, high = 0.0, max(high, model.low)
+    if class_ == CONGESTED:
+        low, high = min(low, model.congested), 1.0
     return float(min(low, load)), float(max(high, load))
 
 
@@ -92,7 +94,7 @@ def _unrejected(spread, load, scale):
 
 
 def first_reaching(at, values, wanted, start):
-    """Where the rising polyline through (at, values) first reaches `wanted`: `start` before it, its last point beyond."""
+    """Where the rising polyline (at, values) first reaches `wanted`: `start` if before it, its last point if never."""
     after = int(np.searchsorted(values, wanted))
     if after == 0:
         return start
@@ -103,7 +105,7 @@ def first_reaching(at, values, wanted, start):
 
 
 def estimate(model, ts_ns, delay_ns):
-    """The Estimate from a path's last samples, int64 arrays in the order of time. ValueError: none, or a negative one."""
+    """The Estimate from the last samples, int64 arrays in the order of time. ValueError: none, or a negative one."""
     ts_ns, delay_ns = np.asarray(ts_ns, np.int64), np.asarray(delay_ns, np.int64)
     if len(ts_ns) != len(delay_ns) or not len(ts_ns):
         raise ValueError(f"an estimate needs samples, here are {len(ts_ns)} times and {len(delay_ns)} delays")

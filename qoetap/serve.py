@@ -94,9 +94,11 @@ def bound(address, token):
     """A socket that listens on HOST:PORT. Exit if that cannot be."""
     family, where = serving.endpoint(address, PLACE, token)
     try:
-        return socket.create_server(where, family=family, backlog=CONNECTIONS_MAX)
+        listener = socket.create_server(where, family=family, backlog=CONNECTIONS_MAX)
     except OSError as error:
         raise Exit(USAGE, f"{PLACE.key}: cannot listen on {address} ({error.strerror}): give another") from error
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the end of an answer waits 40 ms for an ACK
+    return listener
 
 
 class Server:
@@ -181,6 +183,7 @@ class Serve:
         if time.monotonic() - self.tidied >= TIDY_seconds:
             self.tidied = time.monotonic()
             self.service.tidy(time.time_ns())
+            self.notifier.status(f"{len(self.service.known)} paths, {self.service.counts['accepted']:,} samples")
         for who in (self.store, *self.sources):
             if who.trouble != self.troubles.get(who) and who.trouble:
                 say(who.trouble)

@@ -13,6 +13,7 @@ from controlplane.dnsnames import LABEL_bytes, NAME_bytes
 from controlplane.prefixes import USER_bits
 
 HEADER_bytes = 12
+QUERY_MAX_bytes = 4096
 PLAIN_bytes = 512  # of a reply over UDP without EDNS (RFC 1035, 4.2.1)
 EDNS_bytes = 1232  # of one with it at most: no fragments (DNS flag day 2020)
 TCP_bytes = 65535
@@ -69,19 +70,41 @@ def read(packet):
         return Dropped("response")  # to reply to one could go on for ever
     if flags >> OPCODE_shift & 15 != QUERY:
         return query._replace(rcode=NOTIMP)
-    if questions != 1 or answers or authority or additional > ADDITIONAL_MAX:
+    if questions != 1 or answers or authority or additional > ADDITIONAL_MAX or len(packet) > QUERY_MAX_bytes:
         return query._replace(rcode=FORMERR)
     try:
-        return _with_edns(_with_question(query, record := DNSRecord.parse(packet)), record)
-    except Exception:  # the parser has errors of many kinds, RecursionError among them
+        record = DNSRecord.parse(_plain(packet, additional))
+        return _with_edns(query._replace(question=record.q), record)
+    except Exception:  # the parser has errors of many kinds
         return query._replace(rcode=FORMERR)
 
 
-def _with_question(query, record):
-    labels = record.q.qname.label
-    if any(len(label) > LABEL_bytes for label in labels) or len(b".".join(labels)) > NAME_bytes:
-        raise ValueError("no such name can be written")
-    return query._replace(question=record.q)
+def _plain(packet, additional):
+    """The query without records that are not OPT, so that its parser sees nothing that takes long. ValueError,
+    IndexError or struct.error if it is cut short, or its names are compressed or too long."""
+    question_end = at = _name_end(packet, HEADER_bytes) + 4
+    kept = []
+    for _ in range(additional):
+        fields = _name_end(packet, at)
+        kind, length = struct.unpack_from("!H6xH", packet, fields)
+        at, start = fields + 10 + length, at
+        if kind == QTYPE.OPT:
+            kept.append(packet[start:at])
+    if at > len(packet):
+        raise ValueError("it is cut short")
+    return packet[:10] + struct.pack("!H", len(kept)) + packet[HEADER_bytes:question_end] + b"".join(kept)
+
+
+def _name_end(packet, at):
+    """Where what follows a name begins. There is nothing in a query that a name could point to."""
+    start = at
+    while packet[at]:
+        if packet[at] > LABEL_bytes:
+            raise ValueError("no label is so long, or it is a pointer")
+        at += 1 + packet[at]
+    if at - start > NAME_bytes + 1:
+        raise ValueError("no name is so long")
+    return at + 1
 
 
 def _with_edns(query, record):

@@ -16,7 +16,6 @@ from controlplane.prefixes import cut
 WAITING_MAX = 2048  # queries over UDP that wait for the service; more are answered without it
 CONNECTIONS_MAX, CONNECTIONS_OF_ONE_MAX = 256, 32  # TCP
 IDLE_seconds = 10.0  # a connection without a query is closed (RFC 7766, section 6.2.3)
-QUERY_MAX_bytes = 4096
 LENGTH_bytes = 2
 DRAIN_seconds, DRAIN_CHECK_seconds = 2.0, 0.02
 RCODES = {0: "NOERROR", 1: "FORMERR", 4: "NOTIMP", 5: "REFUSED", 16: "BADVERS"}
@@ -147,7 +146,7 @@ class Streams:
         while True:
             async with asyncio.timeout(IDLE_seconds):
                 length = int.from_bytes(await reader.readexactly(LENGTH_bytes))
-                packet = await reader.readexactly(length) if length <= QUERY_MAX_bytes else b""
+                packet = await reader.readexactly(length) if length <= dnsmessage.QUERY_MAX_bytes else b""
             reply = self.responder.begin(packet, host, tcp=True)
             if asyncio.iscoroutine(reply):
                 reply = await reply

@@ -11,8 +11,8 @@ import pytest
 from controlplane import page
 from tests.browser import Browser
 from tests.conftest import require
-from tests.pages import HOSTILE, MODEL, NS
 from tests.page_site import Site
+from tests.pages import HOSTILE, MODEL, NS
 
 BAR = "document.querySelector('.paths .bar').getBoundingClientRect().toJSON()"
 WORD = "document.querySelector('.paths .word')?.innerText"

@@ -3,7 +3,6 @@
 A longer run by hand: EXAMPLES=2000 in the environment.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -20,9 +19,17 @@ PATH = "tap:001122fffe334455:0"
 EXAMPLES = os.environ.get("EXAMPLES", "5")  # of an operation, besides those that cover its schema
 
 
+SET = (
+    "requests=100000",
+    "aggregations=[{name: all, prefixes: [0.0.0.0/0, '::/1']}]",
+    f"data_centres=[{{name: a, addresses: [192.0.2.1], paths: {{all: '{PATH}'}}}}]",
+)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    with Served(tmp_path_factory.mktemp("serve"), "--set", "serve.requests=100000", token=TOKEN) as running:
+    options = [word for one in SET for word in ("--set", f"serve.{one}")]
+    with Served(tmp_path_factory.mktemp("serve"), *options, token=TOKEN) as running:
         whose = {"agent_id": "tap", "master_clock": "001122fffe334455", "domain": 0}
         now = time.time_ns()
         running.ask("/v1/delay", [{**whose, "ts_ns": now - i * 4 * 10**9, "delay_ns": 800_000 + i} for i in range(50)])
@@ -33,6 +40,7 @@ def served(tmp_path_factory):
 def test_the_document_names_every_route(served):
     paths = served.ask("/openapi.json")["paths"]
     assert {"/", "/v1/events", "/v1/delay", "/v1/paths", "/v1/load", "/v1/load/stream", "/v1/samples"} <= paths.keys()
+    assert {"/v1/page-loads", "/v1/curves", "/v1/curves/{content}", "/v1/select"} <= paths.keys()
     assert paths["/v1/models/{path}"].keys() == {"get", "put"}
 
 

@@ -28,7 +28,7 @@ Named = Annotated[PathName, Query(description="name of a path")]
 NamedOrAll = Annotated[PathName | None, Query(description="name of a path; without one: all")]
 InUrl = Annotated[PathName, Path(description="name of a path")]
 Seconds = Annotated[float, Query(gt=0, le=SECONDS_MAX, allow_inf_nan=False, description="how far back")]
-Version = Annotated[int | None, Query(ge=1, le=2**63 - 1, description="without one: the model in force")]
+Version = Annotated[int | None, Query(ge=1, le=10**9, description="without one: the model in force")]
 Document = Annotated[dict[str, Any], WithJsonSchema(MODEL)]
 Delays = Delay | Annotated[list[Delay], Field(max_length=DELAYS_MAX)]
 OPENMETRICS = {200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}}}

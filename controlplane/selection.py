@@ -14,12 +14,12 @@ from controlplane.curves import SECONDS_MAX
 from controlplane.load import CLASSES, UNKNOWN
 from controlplane.prefixes import PATTERN, network_of
 from controlplane.problems import BODY, Refused, documented
-from controlplane.shapes import Count, Load, Nanoseconds, PathName, Whole
+from controlplane.shapes import Count, Load, Nanoseconds, Number, PathName
 
 PAGE_LOADS_MAX = 10_000
-BYTES_MAX = 10**15  # of one
+BYTES_MAX = 10**15
 Kind = Literal[*CONTENTS]
-Exact = Field(strict=True)  # true is no number
+Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False), Number]
 Class = Literal[*CLASSES, UNKNOWN]
 Client = Annotated[
     str,
@@ -34,10 +34,10 @@ class PageLoad(TypedDict):
 
     path: PathName
     content: Kind
-    seconds: Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False), Exact]
+    seconds: Seconds
     ts_ns: Annotated[Nanoseconds, Field(description="when it began, since 1970")]
-    bytes: NotRequired[Annotated[int, Field(ge=0, le=BYTES_MAX), Whole] | None]
-    load: NotRequired[Annotated[Load, Field(description="of the path; without one its reading counts"), Exact] | None]
+    bytes: NotRequired[Annotated[int, Field(ge=0, le=BYTES_MAX), Number] | None]
+    load: NotRequired[Annotated[Load | None, Field(description="of the path then; without one its reading counts")]]
 
 
 class PageLoadsTaken(TypedDict):
@@ -52,7 +52,7 @@ class Point(TypedDict):
     """A level of a curve."""
 
     load: Load
-    seconds: Annotated[float, Field(gt=0)]
+    seconds: Seconds
     pairs: Annotated[int, Field(ge=1)]
 
 

@@ -8,6 +8,7 @@ replaced, never changed, so any thread may read.
 
 import itertools
 import re
+import sys
 from collections import Counter
 from functools import partial
 from typing import NamedTuple
@@ -71,7 +72,8 @@ class LoadService:
         for *whose, accepted, late in store.paths():
             path = self.known[whose[0]] = Path(*whose)
             path.accepted, path.late = accepted, late
-            path.history = tuple(store.last_samples(path.name, HISTORY_samples, self.horizon_ns))
+            found = store.last_samples(path.name, HISTORY_samples, self.horizon_ns)
+            path.history = tuple((*at, sys.intern(slave_clock), delay_ns) for *at, slave_clock, delay_ns in found)
         self.models = {name: stored_model(store, name, *found) for name, found in store.models().items()}
         self.configure(settings, now_ns)
 

@@ -8,20 +8,20 @@ from typing_extensions import TypedDict  # that of typing is none to pydantic be
 from controlplane.load import CLASSES, KINDS, UNKNOWN
 
 
-def _whole(value):
-    """JSON's integers: 5 and 5.0, but neither true nor "5"."""
+def _number(value):
+    """JSON's numbers: neither true nor "5", which pydantic takes for one."""
     if isinstance(value, (bool, str)):
-        raise ValueError("should be a whole number")
+        raise ValueError("should be a number")
     return value
 
 
 NANOSECONDS_MAX = 9 * 10**18  # such that a float holds it too, as JSON's numbers may be read
-Load = Annotated[float, Field(ge=0, le=1)]
+Number = BeforeValidator(_number)
+Load = Annotated[float, Field(ge=0, le=1), Number]
 Count = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(max_length=128)]
 PathName = Annotated[str, Field(min_length=1, max_length=256)]
-Whole = BeforeValidator(_whole)
-Nanoseconds = Annotated[int, Field(ge=-NANOSECONDS_MAX, le=NANOSECONDS_MAX), Whole]
+Nanoseconds = Annotated[int, Field(ge=-NANOSECONDS_MAX, le=NANOSECONDS_MAX), Number]
 
 
 class InForce(TypedDict):
@@ -78,7 +78,7 @@ class Delay(TypedDict):
     path: NotRequired[PathName]
     agent_id: NotRequired[Text]
     master_clock: NotRequired[Annotated[str, Field(pattern="^[0-9a-f]{16}$")]]
-    domain: NotRequired[Annotated[int, Field(ge=0, le=255), Whole]]
+    domain: NotRequired[Annotated[int, Field(ge=0, le=255), Number]]
     ts_ns: Annotated[Nanoseconds, Field(description="since 1970")]
     delay_ns: Nanoseconds
     id: NotRequired[Annotated[str, Field(max_length=64, description="tells apart delays of the same ts_ns")]]

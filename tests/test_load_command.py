@@ -73,12 +73,22 @@ def test_samples_from_stdin(rows, monkeypatch):
     assert run("load", "learn", "-").status == DONE
 
 
+def learned(*words):
+    return json.loads(run("load", "learn", *words, "--json").out)["model"]
+
+
 def test_smoothing_is_chosen_on_the_trace(file, tmp_path):
     trace = tmp_path / "trace.jsonl"
     trace.write_text(as_lines(rows_of(random_steps(published, np.random.default_rng(2), 600, 2))))
-    alone, along = (json.loads(run("load", "learn", file, "--json", *more).out) for more in ((), ("--trace", trace)))
-    assert along["model"]["w"] < 0.2
-    assert along["model"]["filter"]["samples"] == 1 < alone["model"]["filter"]["samples"]
+    model = learned(file, "--trace", trace, "--held", 999)
+    assert model["w"] < 0.2 and model["filter"]["samples"] == 1
+
+
+def test_smoothing_without_a_trace_is_for_loads_that_stay(file):
+    """For 4 s or 240 s, at a sample every 4 s."""
+    short, long = (learned(file, "--held", held) for held in (4, 240))
+    assert short["w"] < 0.1 and short["filter"]["samples"] == 1
+    assert long["w"] > short["w"] or long["filter"]["samples"] > 1
 
 
 def test_without_times_it_says_what_was_taken_unseen(rows, tmp_path):
@@ -158,6 +168,8 @@ def test_options_that_are_refused(file, tmp_path, rows):
     assert run("load", "learn", file, "--plot", tmp_path / "fit.txt").status == USAGE
     assert run("load", "learn", file, "-o", tmp_path / "none" / "model.json").status == USAGE
     assert run("load", "learn", file, "--kind", "linear").status == USAGE
+    assert "--held 0: choose more than 0" in run("load", "learn", file, "--held", 0).err
+    assert run("load", "learn", file, "--held", "nan").status == USAGE
     timeless = tmp_path / "x.csv"
     timeless.write_text("delay_ns,load\n5,0.1\n")
     done = run("load", "learn", file, "--trace", timeless)

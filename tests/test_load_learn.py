@@ -1,6 +1,5 @@
 """Learning a load model: curves, thresholds, smoothing and intervals, from samples whose law is known."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 
 from controlplane import load, load_curves
 from controlplane.load_fitting import separation
-from controlplane.load_levels import checked, level_numbers, levels_of
+from controlplane.load_levels import checked, level_numbers, levels_of, shuffled
 from controlplane.load_model import Model
 from controlplane.load_scores import choose_w, raw_loads, smooth_all
 from tests.load_samples import PAPER_LEVELS, A_ns, B, EVERY_ns, published, queueing, random_steps, samples, steps
@@ -245,6 +244,32 @@ def test_filters_do_not_mix_levels():
     assert [level.samples for level in seen] == []  # one window a stretch: too few
     seen = levels_of(checked(np.arange(40.0), np.repeat([0.0, 0.5, 0.0, 0.5], 10)), 100, 8)
     assert [level.delays.tolist() for level in seen] == [[7, 8, 9, 27, 28, 29], [17, 18, 19, 37, 38, 39]]
+
+
+def test_a_trace_made_of_steps():
+    """The same samples, in pieces of three that keep their order; as they are if the load already changes so often."""
+    delays, loads, ts_ns = np.arange(70.0), np.repeat(np.arange(10) / 10, 7), np.arange(70) * EVERY_ns
+    made = shuffled(checked(delays, loads, ts_ns), 12.0)
+    assert sorted(made.delay_ns) == delays.tolist() and made.load.tolist() != loads.tolist()
+    assert np.array_equal(made.load, loads[made.delay_ns.astype(int)]) and np.array_equal(made.ts_ns, ts_ns)
+    assert all(int(at) % 7 in (2, 5, 6) for at in made.delay_ns[:-1][np.diff(made.delay_ns) != 1])
+    same = shuffled(checked(delays, loads, ts_ns), 40.0)
+    assert np.array_equal(same.delay_ns, delays)
+
+
+def test_smoothing_chosen_on_steps_serves_on_a_trace():
+    """The steps are put into another order for it: as they are, the load hardly changes, and w would be nearly 1."""
+    delays, loads, ts_ns = steps(queueing, rng(), TENTHS, 400)
+    on_steps, on_trace = (
+        load.learn(delays, loads, ts_ns, trace=trace, held_s=400.0).model
+        for trace in (None, random_steps(queueing, rng(2), 4000, 100))
+    )
+    other, known, _ = random_steps(queueing, rng(3), 4000, 100)
+
+    def error(model):
+        return load.rmse_by_class(known[model.samples - 1 :], load.trace_loads(model, other), model)["all"]
+
+    assert error(on_steps) == pytest.approx(error(on_trace), abs=0.01)
 
 
 def test_unsorted_samples_are_sorted_by_time():

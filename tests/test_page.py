@@ -55,6 +55,12 @@ def test_a_path_without_a_model_says_how_to_set_one():
     assert "curl -T model.json http://collector:9470/v1/models/north" in found.text
 
 
+def test_the_model_is_named():
+    default = reading("north", model={**reading()["model"], "version": 0})
+    assert "version 3, exponential" in parsed(reading("north")).text
+    assert "the default, exponential" in parsed(default).text
+
+
 def test_a_path_without_samples_is_shown():
     empty = reading("north", None, reason="no_samples", delay_ns=None, last_ns=None, age_s=None, samples=0)
     assert "no sample yet" in parsed(empty, models={"north": MODEL}).text
@@ -98,7 +104,7 @@ def test_choices_of_data_centres_are_shown():
         "aggregation": "ap-1", "content": "page", "data_centre": "east", "expected_s": 0.412, "class": "normal",
         "reason": "best",
     }  # fmt: skip
-    assert "ap-1 page east best 0.41 s" in parsed(reading(), choices=[choice]).text
+    assert "ap-1 page east it is expected to be the fastest normal 0.41 s" in parsed(reading(), choices=[choice]).text
 
 
 def test_the_detail_draws_samples_and_model():

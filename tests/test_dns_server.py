@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
+from dnslib import DNSRecord
 
 from controlplane import dnsserver, load
 from controlplane.redirect import NoAnswer
@@ -189,8 +190,12 @@ def test_a_service_that_hangs_holds_nobody_up(tmp_path, stub):
     assert counts(said)["addresses from"] == {"fallback": len(USERS)}
 
 
-def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub):
-    with dns(tmp_path, url(stub)) as (((where),), running):
+def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.ExitStack() as stack:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_seconds)
+        ((where,), running) = stack.enter_context(dns(tmp_path, url(stub)))
         path = tmp_path / "dns.yaml"
         changed = yaml.safe_load(path.read_text())
         changed["dns"] |= {"names": [{**ITEM, "name": "new.example"}], "ttl": "9s", "timeout": "1s"}
@@ -202,6 +207,25 @@ def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub):
         running.process.send_signal(signal.SIGHUP)
         assert "must be a list" in running.hear() and "going on as before" in running.said[-1]
         assert addresses(ask(where, question("new.example"))) == ["192.0.2.1"]
+        running.end()
+        told = []
+        while "STOPPING" not in told:
+            told.append(manager.recv(4096).decode().partition("=")[0])
+    assert [word for word in told if word != "STATUS"] == ["READY", *("RELOADING", "READY") * 2, "STOPPING"]
+
+
+def test_term_answers_what_waits(tmp_path, stub):
+    stub.wait.clear()
+    with dns(tmp_path, url(stub), timeout="20s") as (((where),), running):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(WAIT_seconds)
+            sock.connect(where)
+            sock.send(question().pack())
+            until(lambda: stub.asked)
+            running.process.send_signal(signal.SIGTERM)
+            stub.wait.set()
+            assert addresses(DNSRecord.parse(sock.recv(512))) == ["192.0.2.1"]
+        assert running.end()[0] == 0
 
 
 # --- with the real service

@@ -150,7 +150,7 @@ class Selection:
             decided = self._decided(site, (aggregation, content), now_ns)
             chosen = [decided.candidates[name] for name in decided.decision.members]
             found.append({
-                "aggregation": aggregation, "content": content, "reason": decided.decision.cause,
+                "aggregation": aggregation, "content": content, "reason": choice.reason_of(decided.decision),
                 "data_centre": ", ".join(one["data_centre"] for one in chosen),
                 "expected_s": chosen[0]["expected_s"], "class": chosen[0]["class"],
             })  # fmt: skip

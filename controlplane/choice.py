@@ -124,12 +124,16 @@ def _next(chosen, held, state, times):
 
 def pick(decision, prefix):
     """(name, reason) of whom a user is sent to. prefix: his, as text."""
-    name = max(decision.members, key=lambda member: _weight(member, prefix))
+    return max(decision.members, key=lambda member: _weight(member, prefix)), reason_of(decision)
+
+
+def reason_of(decision):
+    """Why users are sent to its members: a key of REASONS."""
     if decision.cause != BEST:
-        return name, decision.cause
+        return decision.cause
     if len(decision.members) > 1:
-        return name, NEAR
-    return name, BEST if name == decision.best else KEPT
+        return NEAR
+    return BEST if decision.members == (decision.best,) else KEPT
 
 
 def _weight(member, prefix):

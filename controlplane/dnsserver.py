@@ -127,14 +127,14 @@ class Streams:
     """The TCP side: a query after the other on each connection."""
 
     def __init__(self, responder):
-        self.responder, self.open = responder, {}  # {task: host}
+        self.responder, self.open = responder, {}  # {task: prefix of who asks}
 
     async def serve(self, reader, writer):
         host, task = writer.get_extra_info("peername")[0], asyncio.current_task()
-        crowded = len(self.open) >= CONNECTIONS_MAX or list(self.open.values()).count(host) >= CONNECTIONS_OF_ONE_MAX
+        asker, others = asker_prefix(host), list(self.open.values())
         try:
-            if not crowded:
-                self.open[task] = host
+            if len(others) < CONNECTIONS_MAX and others.count(asker) < CONNECTIONS_OF_ONE_MAX:
+                self.open[task] = asker
                 await self._converse(reader, writer, host)
         except (OSError, EOFError, TimeoutError):
             pass  # the other side has gone, or is idle or slow

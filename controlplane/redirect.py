@@ -115,8 +115,8 @@ class Redirector:
             addresses = await asyncio.wait_for(self.ask(*key), self.timeout_seconds)
             self.memory.put(key, addresses, self.clock())
             answered = True
-        except TimeoutError as error:
-            raise NoAnswer("late") from error
+        except Exception as error:  # late, or whatever it is: a query has to be answered
+            raise NoAnswer(f"{type(error).__name__}: {error}") from error
         finally:
             self.breaker.note(answered, self.clock())
         return addresses

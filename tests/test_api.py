@@ -27,10 +27,11 @@ def service(tmp_path):
 
 
 class Client:
-    """Asks an API on `service` with these Limits, whose time stands still."""
+    """Asks an API on `service` with these routers and Limits, whose time stands still."""
 
-    def __init__(self, service, **changes):
-        self.app, self.streams = api.make(service, api.Limits()._replace(**changes), clock=lambda: NOW)
+    def __init__(self, service, routers=(), **changes):
+        limits = api.Limits()._replace(**changes)
+        self.app, self.streams = api.make(service, limits, routers=routers, clock=lambda: NOW)
 
     def request(self, method, url, **sent):
         return asyncio.run(self._request(method, url, **sent))

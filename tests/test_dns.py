@@ -341,8 +341,9 @@ def test_without_the_service_the_last_answer_and_then_the_fallback(told, service
     assert told() == ("fallback", FALLBACK[0])
 
 
-def test_a_service_that_is_down_is_asked_now_and_then(told, service, clock):
-    service.reply = NoAnswer("down")
+@pytest.mark.parametrize("failure", [NoAnswer("down"), OSError(), ValueError()])
+def test_a_service_that_is_down_is_asked_now_and_then(told, service, clock, failure):
+    service.reply = failure
     origins = [told()[0] for _ in range(50)]
     assert origins == ["fallback"] * 50 and len(service.asked) == redirect.FAILURES
     clock.now += redirect.REST_seconds

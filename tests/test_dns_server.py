@@ -10,18 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
+from dnslib import DNSRecord
 
 from controlplane import dnsserver, load
 from controlplane.redirect import NoAnswer
 from controlplane.selectclient import SelectClient
 from tests.dns import WAIT_seconds, addresses, ask, ecs_of, framed, over_tcp, question, subnet
 from tests.helpers import run
+from tests.served import Served
 
 NAME = "video.example.com"
 ITEM = {"name": NAME, "content": "page", "fallback": ["192.0.2.9", "2001:db8::9"]}
@@ -29,14 +30,13 @@ USERS = [subnet(f"10.1.{n}.0", 24) for n in range(40)]
 
 
 class Command:
-    """`qoetap` in a process of its own, until it is told to end."""
+    """`qoetap dns` in a process of its own, until it is told to end."""
 
-    def __init__(self, *words, ready):
-        command = [sys.executable, "-m", "qoetap", *map(str, words)]
+    def __init__(self, *words):
+        command = [sys.executable, "-m", "qoetap", "dns", *map(str, words)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.said = [self.process.stderr.readline()]
-        told = self.said[0].partition(ready)[2].partition(";")[0]
-        self.ports = [int(port) for port in re.findall(r":(\d+)(?=,|$)", told)]
+        self.ports = [int(port) for port in re.findall(r":(\d+)[,;]", self.said[0])]
 
     def hear(self):
         self.said.append(self.process.stderr.readline())
@@ -88,7 +88,7 @@ def dns(folder, service, listen=("127.0.0.1:0",), **section):
     """(address, Command) of a running server."""
     path = folder / "dns.yaml"
     path.write_text(yaml.safe_dump({"dns": {"names": [ITEM], "listen": list(listen), "service": service, **section}}))
-    running = Command("dns", "-c", path, ready="name on ")
+    running = Command("-c", path)
     try:
         yield [(address.rpartition(":")[0].strip("[]"), port) for address, port in zip(listen, running.ports)], running
     finally:
@@ -190,8 +190,12 @@ def test_a_service_that_hangs_holds_nobody_up(tmp_path, stub):
     assert counts(said)["addresses from"] == {"fallback": len(USERS)}
 
 
-def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub):
-    with dns(tmp_path, url(stub)) as (((where),), running):
+def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.ExitStack() as stack:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_seconds)
+        ((where,), running) = stack.enter_context(dns(tmp_path, url(stub)))
         path = tmp_path / "dns.yaml"
         changed = yaml.safe_load(path.read_text())
         changed["dns"] |= {"names": [{**ITEM, "name": "new.example"}], "ttl": "9s", "timeout": "1s"}
@@ -203,6 +207,25 @@ def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub):
         running.process.send_signal(signal.SIGHUP)
         assert "must be a list" in running.hear() and "going on as before" in running.said[-1]
         assert addresses(ask(where, question("new.example"))) == ["192.0.2.1"]
+        running.end()
+        told = []
+        while "STOPPING" not in told:
+            told.append(manager.recv(4096).decode().partition("=")[0])
+    assert [word for word in told if word != "STATUS"] == ["READY", *("RELOADING", "READY") * 2, "STOPPING"]
+
+
+def test_term_answers_what_waits(tmp_path, stub):
+    stub.wait.clear()
+    with dns(tmp_path, url(stub), timeout="20s") as (((where),), running):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(WAIT_seconds)
+            sock.connect(where)
+            sock.send(question().pack())
+            until(lambda: stub.asked)
+            running.process.send_signal(signal.SIGTERM)
+            stub.wait.set()
+            assert addresses(DNSRecord.parse(sock.recv(512))) == ["192.0.2.1"]
+        assert running.end()[0] == 0
 
 
 # --- with the real service
@@ -210,36 +233,24 @@ def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub):
 
 @contextlib.contextmanager
 def serving(folder, port=0):
-    """The load service for two data centres, each at the end of a path: (URL, Command)."""
+    """The load service for two data centres, each at the end of a path."""
     path = folder / "serve.yaml"
     centres = [
         {"name": name, "addresses": [address], "paths": {"north": f"p{name}"}}
         for name, address in (("a", "192.0.2.1"), ("b", "192.0.2.2"))
     ]
     paths = [{"name": f"p{name}", "agent": f"tap-{name}", "master_clock": name * 16} for name in "ab"]
-    serve = {
-        "state": str(folder / "state.sqlite"), "listen": f"127.0.0.1:{port}", "interval": "1s", "data_centres": centres,
-        "aggregations": [{"name": "north", "prefixes": ["10.1.0.0/16"]}], "paths": paths,
-    }  # fmt: skip
+    aggregations = [{"name": "north", "prefixes": ["10.1.0.0/16"]}]
+    serve = {"interval": "1s", "data_centres": centres, "aggregations": aggregations, "paths": paths}
     path.write_text(yaml.safe_dump({"serve": serve}))
-    running = Command("serve", "-c", path, ready="http://127.0.0.1")
-    try:
-        yield f"http://127.0.0.1:{running.ports[0]}", running
-    finally:
-        running.end(signal.SIGKILL)
+    with Served(folder, "-c", path, "--listen", f"127.0.0.1:{port}") as running:
+        yield running
 
 
-def send(base, path, body, method="POST"):
-    kind = {"Content-Type": "application/json"}
-    made = urllib.request.Request(base + path, json.dumps(body).encode(), kind, method=method)
-    with urllib.request.urlopen(made, timeout=WAIT_seconds) as reply:
-        return json.load(reply)
-
-
-def delays(base, **ns):
+def delays(served, **ns):
     """Post a delay of now for paths."""
     now_ns = time.time_ns()
-    send(base, "/v1/delay", [{"path": path, "ts_ns": now_ns, "delay_ns": delay} for path, delay in ns.items()])
+    served.ask("/v1/delay", [{"path": path, "ts_ns": now_ns, "delay_ns": delay} for path, delay in ns.items()])
 
 
 def where_to(where, users=USERS):
@@ -261,19 +272,20 @@ def test_users_follow_the_load_and_a_killed_service_takes_no_answer_away(tmp_pat
     model = load.to_document(load.Model(36100.0, 6.218, 0.2, 0.95, w=0.0, interval_s=1.0))
     quiet, busy = 233153, 2804254  # loads of 0.3 and 0.7
     with contextlib.ExitStack() as stack:
-        base, service = stack.enter_context(serving(tmp_path))
-        ((where,), running) = stack.enter_context(dns(tmp_path, base, timeout="2s"))
+        served = stack.enter_context(serving(tmp_path))
+        ((where,), running) = stack.enter_context(dns(tmp_path, served.url, timeout="2s"))
         for path in ("pa", "pb"):
-            send(base, f"/v1/models/{path}", model, "PUT")
-        delays(base, pa=quiet, pb=quiet)
+            served.ask(f"/v1/models/{path}", model, "PUT")
+        delays(served, pa=quiet, pb=quiet)
         both = until(lambda: len(found := where_to(where)) == 2 and found)
         assert set(both) == {"192.0.2.1", "192.0.2.2"}
-        delays(base, pa=busy, pb=quiet)
-        until(lambda: where_to(where) == {"192.0.2.2": len(USERS)} or delays(base, pa=busy, pb=quiet))
-        service.end(signal.SIGKILL)
+        delays(served, pa=busy, pb=quiet)
+        until(lambda: where_to(where) == {"192.0.2.2": len(USERS)} or delays(served, pa=busy, pb=quiet))
+        served.process.kill()
+        served.process.wait()
         assert where_to(where) == {"192.0.2.2": len(USERS)}  # the last good answers
         assert where_to(where, [subnet(f"10.1.{n}.0", 24) for n in range(100, 140)]) == {"192.0.2.9": 40}
-        stack.enter_context(serving(tmp_path, base.rpartition(":")[2]))
+        stack.enter_context(serving(tmp_path, served.url.rpartition(":")[2]))
         until(lambda: "192.0.2.9" not in where_to(where, [subnet("10.1.200.0", 24)]))
         assert where_to(where) == {"192.0.2.2": len(USERS)}  # chosen before the restart, and kept
         status, said = running.end()

@@ -166,7 +166,7 @@ def unit(name):
     return found
 
 
-@pytest.fixture(params=["qoetap.service", "qoetap-serve.service"])
+@pytest.fixture(params=["qoetap.service", "qoetap-serve.service", "qoetap-dns.service"])
 def verifiable(request, tmp_path):
     """A copy of a unit whose program exists."""
     copy = tmp_path / request.param
@@ -211,6 +211,15 @@ def test_the_unit_of_serve_asks_for_nothing():
     program, *words = found["ExecStart"][0].split()
     args, module, _ = cli.parse(words)
     assert program.endswith("/qoetap") and module == "qoetap.serve" and args.config == "/etc/qoetap/qoetap.yaml"
+
+
+def test_the_unit_of_dns_asks_for_its_port():
+    found = unit("qoetap-dns.service")
+    assert found["AmbientCapabilities"] == found["CapabilityBoundingSet"] == ["CAP_NET_BIND_SERVICE"]
+    assert "AF_PACKET" not in found["RestrictAddressFamilies"][0] and "PrivateUsers" not in found
+    program, *words = found["ExecStart"][0].split()
+    args, module, _ = cli.parse(words)
+    assert program.endswith("/qoetap") and module == "qoetap.dns" and args.config == "/etc/qoetap/qoetap.yaml"
 
 
 def test_the_container_holds_the_packages():

@@ -1,14 +1,12 @@
 """Page loads in, curves and the data centre of a user out, over the API; what is kept survives a restart."""
 
-import asyncio
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pytest
 
-from controlplane import api, choice, selection
+from controlplane import choice, selection
 from controlplane.centres import PAIRS_MAX, Selection
 from controlplane.ingest import given
 from controlplane.load import Model
@@ -16,6 +14,7 @@ from controlplane.prefixes import PATTERN
 from controlplane.service import LoadService, Settings
 from controlplane.store import Store
 from tests.helpers import run
+from tests.test_api import Client
 
 SECOND_ns = 10**9
 NOW_ns = 1_700_000_000 * SECOND_ns
@@ -62,32 +61,14 @@ class Paths:
         self.now_ns += int(seconds * SECOND_ns)
 
 
-class Client:
-    """Asks an ASGI application."""
-
-    def __init__(self, app):
-        self.app = app
-
-    def get(self, *args, **kwargs):
-        return asyncio.run(self._ask("GET", *args, **kwargs))
-
-    def post(self, *args, **kwargs):
-        return asyncio.run(self._ask("POST", *args, **kwargs))
-
-    async def _ask(self, *args, **kwargs):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://127.0.0.1") as client:
-            return await client.request(*args, **kwargs)
-
-
 @contextmanager
 def opened(folder, paths, settings=None):
     """A client of the API, and its Selection."""
     store = Store(str(folder / "state.sqlite"))
     service = LoadService(store, Settings(10**18, 4 * SECOND_ns), NOW_ns)
     chosen = Selection(paths.reading_of, paths.load_at, store, settings or site())
-    app, _ = api.make(service, api.Limits(requests=10**6), routers=[selection.router(chosen, lambda: paths.now_ns)])
     try:
-        yield Client(app), chosen
+        yield Client(service, [selection.router(chosen, lambda: paths.now_ns)], requests=10**6), chosen
     finally:
         store.close()
 
@@ -208,7 +189,7 @@ def test_the_load_is_that_of_the_path_then(client, paths):
 @pytest.mark.parametrize(
     "wrong",
     [{"seconds": 0}, {"seconds": 1e9}, {"seconds": "NaN"}, {"load": 1.5}, {"content": "film"}, {"ts_ns": 0.5},
-     {"path": ""}, {"bytes": -1}],
+     {"path": ""}, {"bytes": -1}, {"load": False}, {"seconds": True}, {"seconds": "1"}],
 )  # fmt: skip
 def test_a_page_load_that_does_not_fit(client, wrong):
     answer = post(client, page_loads(1, **wrong))

@@ -246,11 +246,11 @@ def margin_of(model, steps):
     Conformalized quantile regression (Romano, Patterson, Candes 2019), with the whole trace as calibration set.
     """
     known = steps.load[model.samples - 1 :]
-    loads = load_scores.trace_loads(model, steps.delay_ns)
+    loads, classes = (told(model, steps.delay_ns) for told in (load_scores.trace_loads, load_scores.trace_classes))
     beyond = []
     for at in np.unique(np.linspace(0, len(loads) - 1, CHECKED_MAX).astype(int)):
         scale = scatter_left(int(at) + 1, model.w, model.spread.persistence)
-        low, high = interval(model, float(loads[at]), scale)
+        low, high = interval(model, float(loads[at]), classes[at], scale)
         beyond.append(max(low - known[at], known[at] - high))
     return float(np.clip(np.quantile(beyond, COVERED), 0.0, 1.0))
 

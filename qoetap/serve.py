@@ -8,6 +8,7 @@ import json
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -33,6 +34,7 @@ TIDY_seconds = 1.0
 DRAIN_seconds = 7  # for requests that were begun
 END_seconds = 9.0  # for the server, all in all
 CONNECTIONS_MAX = 1024
+SWITCH_seconds = 0.001  # between threads; with Python's 5 ms, p99 beside large batches is 2.5 to 6 times as long
 KEEP_ALIVE_seconds = 30  # agents post once in a second or two
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -207,6 +209,7 @@ class Serve:
 
 def serve(args):
     """The command; its exit status."""
+    sys.setswitchinterval(SWITCH_seconds)
     settings = settings_of(args)
     with Signals(SIGNALS) as signals:
         running = Serve(args, settings)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from tests.browser import Browser
+from tests.page_site import Site
 from tests.pages import MODEL, NS
-from tests.site import Site
 
 COUNT = 150  # samples of a path: ten minutes
 LOADS = {"frankfurt-1": 0.5, "frankfurt-2": 1.05, "zurich-1": 0.13, "zurich-2": 0.71, "vienna-1": 0.4}

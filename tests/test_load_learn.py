@@ -146,9 +146,13 @@ def test_rmse_by_class():
 
 
 def test_estimate_and_trace_agree(paper_fit):
-    delays, _, ts_ns = random_steps(published, rng(6), 200, 20)
-    told = load.trace_loads(paper_fit.model, delays)
-    assert load.estimate(paper_fit.model, ts_ns, delays).load == pytest.approx(told[-1])
+    delays, _, ts_ns = random_steps(published, rng(6), 600, 20)
+    told, classes = load.trace_loads(paper_fit.model, delays), load.trace_classes(paper_fit.model, delays)
+    for end in range(paper_fit.model.samples, 500):
+        found = load.estimate(paper_fit.model, ts_ns[:end], delays[:end])
+        at = end - paper_fit.model.samples
+        assert (found.load, found.class_) == (pytest.approx(told[at]), classes[at])
+    assert len(set(classes)) == 3
 
 
 def coverage(model, trace, start=50):

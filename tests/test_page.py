@@ -253,6 +253,11 @@ def test_a_line_is_interrupted_where_samples_lack():
     assert charts.runs(line, 5.0) == [line]
 
 
+def test_levels_without_delay_stand_at_the_foot_of_the_chart():
+    chart = charts.fit([(0.0, 0.0)], lambda load: 1e6 * (1 + load), reading("north", 0.5))
+    assert chart["levels"] == [(charts.LEFT, charts.HEIGHT - charts.BOTTOM)]
+
+
 def test_the_curve_of_the_fit_goes_through_the_models_delays():
     def curve(load):
         return MODEL["a_ns"] * math.exp(MODEL["b"] * load)

@@ -11,8 +11,8 @@ import pytest
 from controlplane import page
 from tests.browser import Browser
 from tests.conftest import require
+from tests.page_site import Site
 from tests.pages import HOSTILE, MODEL, NS
-from tests.site import Site
 
 BAR = "document.querySelector('.paths .bar').getBoundingClientRect().toJSON()"
 WORD = "document.querySelector('.paths .word')?.innerText"
@@ -184,7 +184,7 @@ def test_the_page_changes_without_events_too(chromium, site):
     """What falls silent makes no event, and streams may end."""
     site.hear("north", 0.53)
     seen(chromium, site)
-    chromium.value("stream.close()")
+    chromium.value("stream.close(), news = false")
     site.now_ns += 100 * NS
     chromium.value("waited = 4")  # s, of 5
     chromium.until(f"{WORD} === 'unknown'")

@@ -26,7 +26,7 @@ from qoetap.events_in import open_source
 from qoetap.exits import DONE, RUN_ERROR, USAGE, Exit
 from qoetap.notify import Notifier
 from qoetap.say import say
-from qoetap.signals import Signals
+from qoetap.signals import Signals, put_off
 
 PLACE = serving.Place("serve.listen", "127.0.0.1:9470", "QOETAP_SERVE_TOKEN")
 LOOK_seconds = 0.25
@@ -139,9 +139,9 @@ class Serve:
         listener = bound(serve.listen, token)
         try:
             self.store = Store(serve.state)
+            self.service = LoadService(self.store, settings, time.time_ns())
         except StateError as error:
             raise Exit(USAGE, f"serve.state: {error}") from error
-        self.service = LoadService(self.store, settings, time.time_ns())
         limits = api.Limits(token, serve.body, serve.requests)
         self.selection = Selection(self.service.reading_of, self.service.load_at, self.store, serve)
         app, self.streams = api.make(self.service, limits, __version__, self._routers())
@@ -154,7 +154,8 @@ class Serve:
 
     def run(self, signals):
         """Until a signal ends it. Exit if the server does."""
-        self.sources = [open_source(spec, self.service) for spec in dict.fromkeys(self.serve.events)]
+        for spec in dict.fromkeys(self.serve.events):
+            self.sources.append(open_source(spec, self.service))
         self.notifier.ready()
         self._announce()
         while (heard := signals.next(LOOK_seconds)) not in ENDING:
@@ -209,6 +210,7 @@ class Serve:
 
 def serve(args):
     """The command; its exit status."""
+    put_off((signal.SIGHUP,))
     sys.setswitchinterval(SWITCH_seconds)
     settings = settings_of(args)
     with Signals(SIGNALS) as signals:

@@ -15,7 +15,7 @@ from controlplane.load import to_document
 from controlplane.store import MIGRATIONS, Store
 from qoetap.exits import USAGE
 from tests.helpers import run
-from tests.load_events import MASTER, MODEL, SECOND, event, lines
+from tests.load_events import MASTER, MODEL, SECOND, event, lines, serving
 from tests.served import Served
 
 WAIT_seconds = 30
@@ -129,6 +129,13 @@ def newer(path):
     connection.close()
 
 
+def of_another_version(path):
+    """A state file with a model that this program does not read."""
+    with serving(path) as found:
+        document = {**to_document(MODEL), "version": 7}
+        found.store.submit(lambda: (found.store.add_model("north", document, 1), lambda: None)[1]).result(WAIT_seconds)
+
+
 def refuses(*words):
     """The one sentence with which `qoetap serve` does not start."""
     ended = run("serve", *words)
@@ -142,6 +149,8 @@ def test_what_keeps_it_from_starting(tmp_path, monkeypatch):
     any_port = ("--listen", "127.0.0.1:0", "--state")
     assert "update it, or name another file" in refuses(*any_port, state)
     assert "cannot be opened" in refuses(*any_port, tmp_path / "nowhere" / "state")
+    of_another_version(tmp_path / "other")
+    assert "model 1 of north: the model is of version 7" in refuses(*any_port, tmp_path / "other")
     store = Store(tmp_path / "mine")
     assert "another process has it in use" in refuses(*any_port, tmp_path / "mine")
     store.close()

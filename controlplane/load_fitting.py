@@ -22,7 +22,7 @@ from controlplane.load_model import (
 
 SEPARATE = 0.9  # of pairs of estimates, one at the level and one at the lowest: the level's is the greater
 SIGNIFICANT = 3.0  # standard deviations
-IDLE_QUANTILE = 0.9
+LOW_SHARE = 0.9
 PERCENTILES, COUNTS = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0), (3, 5, 10, 20, 50, 100, 200)
 FILTERS = ((1, 50.0), *((count, percentile) for count in COUNTS for percentile in PERCENTILES))
 TRACE_FILTERS = 4  # a trace must be as long as so many filters
@@ -190,16 +190,16 @@ def stands_out(told, at, w):
 def low_threshold(model, seen):
     """Load below which the smoothed estimate does not tell the load: the greater of two.
 
-    Half way between the highest level whose estimates do not stand out from the lowest level's and the next; and the
-    IDLE_QUANTILE of the lowest level's estimates, or an idle path would often not be low.
+    Half way between the highest level whose estimates do not stand out from the lowest level's and the next; and what
+    LOW_SHARE of the estimates stay below at each level up to that one, or it would often not be low.
     ValueError: no level stands out below the congestion point.
     """
     told = [[inverse(model, run) for run in level.runs] for level in seen]
     mixed = max(at for at in range(len(seen)) if at == 0 or not stands_out(told, at, model.w))
     if mixed == len(seen) - 1:
         raise ValueError("no level's delays stand out from those of the lowest one: load cannot be told from delay")
-    idle = float(np.quantile(load_scores.settled(told[0], model.w), IDLE_QUANTILE))
-    low = max((seen[mixed].load + seen[mixed + 1].load) / 2, idle)
+    untold = [np.quantile(load_scores.settled(runs, model.w), LOW_SHARE) for runs in told[: mixed + 1]]
+    low = float(max((seen[mixed].load + seen[mixed + 1].load) / 2, *untold))
     if low >= model.congested:
         raise ValueError("the fit takes the lowest level's delays for congestion: load cannot be told from it")
     return low

@@ -9,6 +9,7 @@ from controlplane.load_model import CONGESTED, LOW, class_of, inverse
 SECOND_ns = 10**9
 FORGOTTEN = 1e-4  # weight of the past that no longer counts
 CONGESTED_SHARE = 0.5
+COPIED_MAX = 1 << 21  # delays at a time
 W_MAX = 0.9999
 
 
@@ -33,8 +34,10 @@ def filtered(delay_ns, percentile, samples):
     """The percentile of each `samples` consecutive delays, linear between them; of all if there are fewer."""
     if samples == 1:
         return np.asarray(delay_ns, float)
-    windows = np.lib.stride_tricks.sliding_window_view(delay_ns, min(samples, len(delay_ns)))
-    return np.percentile(windows.astype(float), percentile, axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(delay_ns, float), min(samples, len(delay_ns)))
+    rows = max(1, COPIED_MAX // windows.shape[1])
+    parts = [windows[at : at + rows] for at in range(0, len(windows), rows)]
+    return np.concatenate([np.percentile(part, percentile, axis=1) for part in parts])
 
 
 def interval_of(ts_ns, default_s):

@@ -13,12 +13,12 @@ from tests.pages import MODEL, NS, NOW_ns, events
 
 
 class Site:
-    """names: {agent: path}; model: document of all paths; section: aggregations and data_centres as in a file."""
+    """names: {agent: path}; model: document for all paths, or None; section: `serve` of the configuration."""
 
     def __init__(self, folder, names=None, model=MODEL, section=None, token=None):
         self.now_ns, self.store = NOW_ns, Store(str(folder / "state.sqlite"))
         named = {(agent, f"{0:016x}", 0): name for agent, name in (names or {}).items()}
-        settings = Settings(10**6 * NS, 4 * NS, named, model=load.from_document(model))
+        settings = Settings(10**6 * NS, 4 * NS, named, model=model and load.from_document(model))
         self.service = LoadService(self.store, settings, NOW_ns)
         serve = config.load([config.Layer("the test", {"serve": section or {}})], {}).serve
         self.selection = Selection(self.service.reading_of, self.service.load_at, self.store, serve)

@@ -225,7 +225,7 @@ def test_term_answers_what_waits(tmp_path, stub):
             running.process.send_signal(signal.SIGTERM)
             stub.wait.set()
             assert addresses(DNSRecord.parse(sock.recv(512))) == ["192.0.2.1"]
-        assert running.end()[0] == 0
+        assert running.process.wait(WAIT_seconds) == 0
 
 
 # --- with the real service

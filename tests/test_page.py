@@ -52,7 +52,7 @@ def test_a_stale_path_shows_no_load():
 def test_a_path_without_a_model_says_how_to_set_one():
     found = parsed(reading("north", None, model=None, w=None, reason="no_model"), host="collector:9470")
     assert "no model" in found.text
-    assert "curl -T model.json http://collector:9470/v1/models/north" in found.text
+    assert 'curl -T model.json -H "Content-Type: application/json" http://collector:9470/v1/models/north' in found.text
 
 
 def test_the_model_is_named():

@@ -1,7 +1,10 @@
 """The page of the real service in a real browser: each state as it is drawn, narrow and dark, refreshing itself."""
 
+import json
 import re
+import shlex
 import shutil
+import subprocess
 from itertools import combinations
 from urllib.parse import quote
 
@@ -111,6 +114,19 @@ def test_the_detail_draws_the_samples_and_the_model(chromium, site):
     assert chromium.value("document.querySelector('[aria-current] th a').innerText") == f"tip:{0:016x}:0"
     chromium.open(site.url + "?path=none")
     assert "There is no path none" in chromium.text()
+
+
+@pytest.mark.parametrize("site", [{"model": None}], indirect=True)
+def test_the_command_that_the_page_shows_sets_a_model(chromium, site, tmp_path):
+    require(shutil.which("curl"), "curl is not installed (apt install curl)")
+    site.hear("tap", 0.53)
+    seen(chromium, site)
+    assert chromium.value("document.querySelector('.paths td.class').innerText").split() == ["unknown", "no", "model"]
+    (tmp_path / "model.json").write_text(json.dumps(MODEL))
+    _, command = chromium.value("document.querySelector('#detail pre').innerText").strip().splitlines()
+    subprocess.run([*shlex.split(command), "--fail", "--silent"], cwd=tmp_path, check=True, timeout=60)
+    seen(chromium, site)
+    assert chromium.value(WORD) == "normal"
 
 
 def test_dark_is_dark(chromium, site):

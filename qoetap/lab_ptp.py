@@ -18,7 +18,7 @@ from qoetap.lab import End
 from qoetap.lab_site import AGENT_READY, Processes
 from qoetap.street import RECEIVER, SENDER, Fork, Side, Street, narrow
 
-LOG_INTERVAL = -5  # of Sync and Delay_Req: 32 a second
+LOG_INTERVAL = -6  # of Sync and Delay_Req: 64 a second
 BURST_bytes, QUEUE_ms = 3000, 200  # of the bottleneck
 TAP_READY = "listening; TERM or INT ends it"
 FIRST_seconds = 60  # for ptp4l to find its master and the first samples to come
@@ -33,8 +33,8 @@ delay_mechanism E2E
 domainNumber {domain}
 logSyncInterval {log_interval}
 logMinDelayReqInterval {log_interval}
-logAnnounceInterval 0
-announceReceiptTimeout 10
+logAnnounceInterval -2
+announceReceiptTimeout 12
 fault_reset_interval 0
 free_running 1
 inhibit_multicast_service 1

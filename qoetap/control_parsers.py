@@ -35,12 +35,31 @@ def load():
         "  calibrate  make such samples in the lab, with real traffic and ptp4l, and fit it to them; needs root",
         (
             "qoetap load learn samples.jsonl -o model.json --plot fit.png",
+            "qoetap load learn steps.csv --trace random.csv --kind monotone -o model.json",
             "qoetap load calibrate --rate 10Mbit -o model.json --samples samples.jsonl",
         ),
     )
     parser.add_argument("what", metavar="WHAT", choices=("learn", "calibrate"), help="see above")
+    add_learning(parser)
     add_verbose(parser)
     return parser
+
+
+def add_learning(parser):
+    """What concerns fitting and its results, wherever the samples come from; FILE, --trace and --path are for learn."""
+    parser.add_argument("file", metavar="FILE", nargs="?", help="learn: the labelled samples, - for stdin")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the model there, as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw delay against load with the fit: .png, .svg or .pdf")
+    parser.add_argument(
+        "--kind", choices=("exponential", "monotone"), default="exponential",
+        help="curve of delay over load (default exponential); how well each does is told in any case",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="the fit as JSON on stdout")
+    parser.add_argument(
+        "--trace", metavar="FILE",
+        help="learn: choose filter and smoothing on these samples, whose load changes as in use (default: FILE)",
+    )  # fmt: skip
+    parser.add_argument("--path", metavar="NAME", help="learn: only samples with this path")
 
 
 def dns():

@@ -19,7 +19,8 @@ from qoetap.lab_site import AGENT_READY, Processes
 from qoetap.street import RECEIVER, SENDER, Fork, Side, Street, narrow
 
 LOG_INTERVAL = -6  # of Sync and Delay_Req: 64 a second
-BURST_bytes, QUEUE_ms = 3000, 200  # of the bottleneck
+QUEUE_ms = 200  # of the bottleneck
+BURST_bytes, BURST_seconds = 2000, 320e-6  # it passes so much at once, at least: a packet, and what a late timer costs
 TAP_READY = "listening; TERM or INT ends it"
 FIRST_seconds = 60  # for ptp4l to find its master and the first samples to come
 CONTROL_NAME = "p"  # of ptp4l's socket, which must have a short path
@@ -92,7 +93,8 @@ class Paths(Processes):
         self.controls = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="qoetap-")))
         End(self.sides[0].receiver.namespace, "lo").up()  # for the services there
         for number, side in enumerate(self.sides):
-            narrow(side.far, self.rate_bps, BURST_bytes, self.queue_ms)
+            burst_bytes = max(BURST_bytes, round(BURST_seconds * self.rate_bps / 8))
+            narrow(side.far, self.rate_bps, burst_bytes, self.queue_ms)
             self._take_load(side)
             self._run_ptp4l(number, side)
 

@@ -21,6 +21,7 @@ LEAST_bytes = HEADERS_bytes + 12
 SIZES = ((0.4, 54, 114), (0.1, 114, 1514), (0.5, 1514, 1514))  # share, frames from, to; bytes
 NAP_seconds = 50e-6  # what is due in less is sent at once: waiting takes as long
 BUFFER_bytes = 1 << 20
+LEVEL_MAX = 1.5  # load, at most
 
 
 def sizes_of(rng, count):
@@ -31,8 +32,8 @@ def sizes_of(rng, count):
 
 
 def slot(rng, target_bytes, burst_packets=BURST_packets):
-    """(moments, frame lengths) of one slot: moments rise from 0 to 1, lengths add up to target_bytes but for what is less
-    than a packet.
+    """(moments, frame lengths) of one slot: moments rise from 0 to 1, lengths add up to target_bytes, but for what is
+    less than a packet.
     """
     count = max(8, int(target_bytes / 400))
     sizes = sizes_of(rng, count)

@@ -1,7 +1,7 @@
 """A page-load prober: fetches a page and all the objects that it names, as a browser does, and tells how long it took.
 
-It runs no scripts and draws nothing: what a script would fetch does not count. Over HTTP/1.1 with CONNECTIONS to a host, as
-browsers have, opened anew for each page.
+It runs no scripts and draws nothing: what a script would fetch does not count. Over HTTP/1.1 with CONNECTIONS to a
+host, as browsers have, opened anew for each page.
 """
 
 import asyncio
@@ -70,10 +70,10 @@ async def fetched(client, url):
     return response, len(response.content)
 
 
-async def pages(url, begin_ns, every_s, count, report=None, path=None, content="page"):
+async def pages(url, begin_ns, every_s, count, report=None):
     """The role: load the page `count` times, every_s apart or one after the other if that takes longer, and tell each.
 
-    report: URL of /v1/page-loads, which is told too, for this path and content.
+    report: {url, path, content} if POST /v1/page-loads of a service at that URL is to be told too.
     """
     for number in range(count):
         await begin_at(begin_ns, number * every_s)
@@ -81,7 +81,7 @@ async def pages(url, begin_ns, every_s, count, report=None, path=None, content="
         loaded = await load(url)
         tell(began_ns=began, **loaded._asdict())
         if report:
-            await post(report, path=path, content=content, seconds=loaded.seconds, ts_ns=began, bytes=loaded.bytes)
+            await post(**report, seconds=loaded.seconds, ts_ns=began, bytes=loaded.bytes)
 
 
 async def post(url, **page_load):

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from endhost.bursts import SLOT_seconds
 from qoetap.exits import RUN_ERROR, Exit
-from qoetap.lab_ptp import OnePath, samples
+from qoetap.lab_ptp import LOG_INTERVAL, OnePath, samples
 from qoetap.lab_site import TooBusy, begin_ns
-from qoetap.street import passed
 
 LATE_seconds = 0.5  # a packet that was sent so late belonged to a slot that is over
 HOLD_seconds = (20, 40)  # of a random step, whole seconds at least and at most
@@ -56,37 +55,44 @@ def held(steps, lines, begin, rate_bps):
     return found
 
 
-def check_sender(lines, slots):
-    """Exit unless the load was sent as it was asked for."""
+def told_slots(sender, steps):
+    """What the load's sender told of its slots. Exit unless it sent what it was asked for."""
+    lines, slots = sender.lines(), sum(round(seconds / SLOT_seconds) for _, seconds in steps)
     if len(lines) != slots:
         raise Exit(RUN_ERROR, f"the load's sender told of {len(lines)} s in place of {slots}")
     late = max((line["late_s"] for line in lines), default=0.0)
     if late > LATE_seconds:
         raise TooBusy(RUN_ERROR, f"the machine was too busy: load was sent up to {late:.2f} s late")
+    return lines
 
 
-def record(folder, rate_bps, steps, seed, log_interval):
+def record(folder, rate_bps, steps, seed, log_interval=LOG_INTERVAL):
     """The Run of these steps over a bottleneck of rate_bps, with a tap. Exit if something fails."""
     with OnePath(folder, rate_bps, log_interval) as path:
         tap = path.tap()
         path.await_samples(tap)
-        begin, before = begin_ns(), passed(path.sides[0].far)
+        begin, before = begin_ns(), path.passed()
         sender = path.load(steps, begin, seed)
-        seconds = sum(length for _, length in steps)
-        sender.finish(seconds + 60)
+        sender.finish(sum(seconds for _, seconds in steps) + 60)
         tap.process.stop()
-        after = passed(path.sides[0].far)
-    lines = sender.lines()
-    check_sender(lines, round(seconds / SLOT_seconds))
-    counted = {name: after[name] - before[name] for name in after}
+        counted = path.passed_since(before)
+    lines = told_slots(sender, steps)
     return Run(held(steps, lines, begin, rate_bps), samples(tap.events), counted, sum(line["bytes"] for line in lines))
 
 
-def labelled(run, settle_s=0.0):
-    """{ts_ns, delay_ns, load} of the samples within steps, but for the first settle_s of each."""
+def labelled(run):
+    """{ts_ns, delay_ns, load} of the samples within steps, load as it was sent, 1 at most: more does not pass."""
     begins = [step.begin_ns for step in run.steps]
     for ts_ns, delay_ns in run.samples:
         number = bisect_right(begins, ts_ns) - 1
-        if number < 0 or ts_ns >= run.steps[number].end_ns or ts_ns < begins[number] + settle_s * 1e9:
-            continue
-        yield {"ts_ns": ts_ns, "delay_ns": delay_ns, "load": round(run.steps[number].sent, 4)}
+        if number >= 0 and ts_ns < run.steps[number].end_ns:
+            yield {"ts_ns": ts_ns, "delay_ns": delay_ns, "load": round(min(run.steps[number].sent, 1.0), 4)}
+
+
+def summary(run):
+    """A sentence: what was sent, and what the bottleneck counted."""
+    counted = run.counted
+    return (
+        f"{len(run.samples):,} samples; {run.sent_bytes:,} bytes of load were sent, and with PTP {counted['bytes']:,} "
+        f"passed the bottleneck, which dropped {counted['drops']:,} packets"
+    )

@@ -1,6 +1,7 @@
-"""A path under study: ptp4l as master and as slave, load from the master's side over a bottleneck, our tap at the slave.
+"""Paths under study: ptp4l as master and as slave, load from the master's side over a bottleneck, our tap at the slave.
 
-PTP runs over UDP/IPv4 unicast, so that it is routed and queues with the load; both clocks are this machine's and run free.
+PTP runs over UDP/IPv4 unicast, so that it is routed and queues with the load; both clocks are this machine's and run
+free.
 """
 
 import contextlib
@@ -13,19 +14,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from endhost.bursts import PORT
-from qoetap.exits import PRIVILEGE, RUN_ERROR, Exit
+from qoetap.exits import RUN_ERROR, Exit
 from qoetap.lab import End
 from qoetap.lab_site import AGENT_READY, Processes
-from qoetap.street import RECEIVER, SENDER, Fork, Side, Street, narrow
+from qoetap.street import RECEIVER, SENDER, Fork, Side, Street, narrow, passed
 
 LOG_INTERVAL = -6  # of Sync and Delay_Req: 64 a second
 QUEUE_ms = 200  # of the bottleneck
 BURST_bytes, BURST_seconds = 2000, 320e-6  # it passes so much at once, at least: a packet, and what a late timer costs
 TAP_READY = "listening; TERM or INT ends it"
 FIRST_seconds = 60  # for ptp4l to find its master and the first samples to come
-CONTROL_NAME = "p"  # of ptp4l's socket, which must have a short path
 
-# ptp4l(8), linuxptp 3.1. free_running: the clock is not touched. A slave that congestion makes lose its master asks anew.
+# ptp4l(8), linuxptp 3.1. free_running: the clock is not touched. A slave that loses its master in congestion asks anew.
 COMMON = """\
 [global]
 time_stamping software
@@ -90,7 +90,7 @@ class Paths(Processes):
 
     def build(self):
         lab, self.sides = self.lab()
-        self.controls = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="qoetap-")))
+        self.controls = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="qoetap-")))  # short paths
         End(self.sides[0].receiver.namespace, "lo").up()  # for the services there
         for number, side in enumerate(self.sides):
             burst_bytes = max(BURST_bytes, round(BURST_seconds * self.rate_bps / 8))
@@ -141,6 +141,14 @@ class Paths(Processes):
         options = {"address": side.receiver_place.ipv4, "begin_ns": begin_ns, "capacity_bps": self.rate_bps}
         return self.agent(side.sender, "bursts", f"bursts{number}", **options, steps=steps, seed=seed)
 
+    def passed(self, number=0):
+        """What the bottleneck of a side has counted, see street.passed."""
+        return passed(self.sides[number].far)
+
+    def passed_since(self, before, number=0):
+        """The same since it said `before`."""
+        return {name: count - before[name] for name, count in self.passed(number).items()}
+
     def source(self, role, number=0, **options):
         """An agent at the sender of a side that others ask; it listens when this returns."""
         side = self.sides[number]
@@ -165,7 +173,7 @@ class TwoPaths(Paths):
 
 
 def samples(path):
-    """(ts_ns, delay_ns) of the ptp.delay events in a file of JSON lines; a last line that is cut short does not count."""
+    """(ts_ns, delay_ns) of the ptp.delay events in a file of JSON lines, but for a last line that is cut short."""
     found = []
     for line in path.read_bytes().splitlines():
         with contextlib.suppress(json.JSONDecodeError):

@@ -1,5 +1,5 @@
-"""A site under study: processes in the namespaces of a lab. Here `qoetap inline` in the router of a street, agents at its
-ends; lab_ptp.py has another.
+"""A site under study: processes in the namespaces of a lab. Here `qoetap inline` in the router of a street, agents at
+its ends; lab_ptp.py has others.
 
 Each process writes into files of one folder. They end with the context, and with this process if it is killed.
 """

@@ -79,6 +79,12 @@ def fitted(samples, trace, kind):
         raise Exit(RUN_ERROR, f"{samples.name}: {error}") from error
 
 
+def as_labelled(name, samples):
+    """Labelled samples, dicts as they stand in a file, one a line, without the file."""
+    columns_ = [[sample[key] for sample in samples] for key in ("delay_ns", "load", "ts_ns")]
+    return Labelled(name, list(range(1, len(samples) + 1)), *columns_)
+
+
 def read(name, path=None):
     """Labelled samples of a file (-: stdin), JSON lines or CSV with a header; of one path only. Exit: what is wrong."""
     try:

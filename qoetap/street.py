@@ -1,8 +1,9 @@
 """A street: sender - router - receiver, each a namespace, for what sits on a path. Needs root.
 
-A Fork is two such streets that share router and receiver. As on a Link nothing but what is sent on purpose passes: neighbours are written down instead of asked for, and no
-interface asks for routes. Packets that the router forwards go through its FORWARD chains and then, in the qdisc of its
-interface to the receiver, through the bottleneck, if there is one (ip-route(8), tc-tbf(8)).
+A Fork is two such streets that share router and receiver. As on a Link nothing but what is sent on purpose passes:
+neighbours are written down instead of asked for, and no interface asks for routes. Packets that the router forwards go
+through its FORWARD chains and then, in the qdisc of its interface to the receiver, through the bottleneck, if there is
+one (ip-route(8), tc-tbf(8)).
 """
 
 import json

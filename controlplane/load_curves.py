@@ -1,17 +1,18 @@
 """Curves of delay over load from the medians of levels: the exponential, monotone ones, which of them says more.
 
-A level is (load, median delay in ns), given as two arrays by rising load.
+A level is (load, median delay in ns), given as two arrays by rising load. scipy is imported late: it takes half a
+second, and who estimates does not need it.
 """
 
 import numpy as np
-from scipy.optimize import isotonic_regression, least_squares
 
-from controlplane.load_model import EXPONENTIAL, LINEAR, MONOTONE, PCHIP, Curve, Model, free_inverse
+from controlplane.load_model import EXPONENTIAL, MONOTONE, Curve, Model, free_inverse
 
 B_MIN = 1e-6  # of a curve that does not rise
 CONGESTION_FACTOR = 10.0
+RISE_MIN = 1e-6  # of ln delay from knot to knot; less is rounding
 LEVELS_MIN = 4  # below congestion; one more than what the search for congestion starts from
-UNUSED_LOW, UNUSED_CONGESTED = 0.0, 1.0  # of models that only serve for their curve
+UNUSED_EXPONENTIAL, UNUSED_THRESHOLDS = (1.0, 1.0), (0.0, 1.0)  # of models that only serve for their curve
 
 
 def log_linear(load, delay_ns):
@@ -22,6 +23,8 @@ def log_linear(load, delay_ns):
 
 def exponential(load, delay_ns):
     """(a, b) of y = a e^(b x) with b > 0: least squares of the absolute error, started from the log-linear fit."""
+    from scipy.optimize import least_squares
+
     load, delay_ns = np.asarray(load, float), np.maximum(delay_ns, 1.0)
     top = delay_ns.max()
     a, b = log_linear(load, delay_ns)
@@ -53,9 +56,11 @@ def monotone(load, delay_ns, weight, shape):
 
     ValueError: less than two knots are left.
     """
+    from scipy.optimize import isotonic_regression
+
     load, weight = np.asarray(load, float), np.asarray(weight, float)
     found = isotonic_regression(np.log(np.maximum(delay_ns, 1.0)), weights=weight)
-    first = found.blocks[:-1]
+    first = np.flatnonzero(np.diff(found.x, prepend=-np.inf) > RISE_MIN)
     total = np.add.reduceat(weight, first)
     knots = np.add.reduceat(load * weight, first) / total
     if len(knots) < 2:
@@ -65,26 +70,23 @@ def monotone(load, delay_ns, weight, shape):
 
 def curve_of(name, load, delay_ns, weight):
     """A Model that only serves for its curve. name: exponential, isotonic or pchip."""
-    a, b = exponential(load, delay_ns)
     if name == EXPONENTIAL:
-        return Model(a, b, UNUSED_LOW, UNUSED_CONGESTED)
-    return Model(a, b, UNUSED_LOW, UNUSED_CONGESTED, MONOTONE, curve=monotone(load, delay_ns, weight, name))
+        return Model(*exponential(load, delay_ns), *UNUSED_THRESHOLDS)
+    curve = monotone(load, delay_ns, weight, name)
+    return Model(*UNUSED_EXPONENTIAL, *UNUSED_THRESHOLDS, MONOTONE, curve=curve)
 
 
-def cross_validation(load, delay_ns, weight):
-    """{curve: RMSE of the load it tells for the median of a level that it was not fitted to}.
+def cross_validation(name, load, delay_ns, weight):
+    """RMSE of the load that the curve tells for the median of a level that it was not fitted to.
 
     Each level but the first and the last is left out once: no curve has to guess beyond what it saw.
     """
-    scores = {}
-    for name in (EXPONENTIAL, LINEAR, PCHIP):
-        errors = []
-        for at in range(1, len(load) - 1):
-            rest = [np.delete(column, at) for column in (load, delay_ns, weight)]
-            told = np.clip(free_inverse(curve_of(name, *rest), delay_ns[at]), 0.0, 1.0)
-            errors.append(float(told - load[at]))
-        scores[name] = float(np.sqrt(np.mean(np.square(errors))))
-    return scores
+    errors = []
+    for at in range(1, len(load) - 1):
+        rest = [np.delete(column, at) for column in (load, delay_ns, weight)]
+        told = np.clip(free_inverse(curve_of(name, *rest), delay_ns[at]), 0.0, 1.0)
+        errors.append(float(told - load[at]))
+    return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def closed(curve, congested, congested_ns):

@@ -7,7 +7,7 @@ import numpy as np
 
 from controlplane import load_curves, load_scores
 from controlplane.load_estimate import interval, interval_of, scatter_left
-from controlplane.load_levels import SAMPLES_MIN, checked, levels_of
+from controlplane.load_levels import SAMPLES_MIN, checked, levels_of, shuffled
 from controlplane.load_model import (
     EXPONENTIAL,
     MONOTONE,
@@ -20,12 +20,15 @@ from controlplane.load_model import (
     inverse,
 )  # fmt: skip
 
-SEPARATE = 0.9  # of pairs of delays, one at the level and one at the lowest: the level's is the longer
+SEPARATE = 0.9  # of pairs of estimates, one at the level and one at the lowest: the level's is the greater
+SIGNIFICANT = 3.0  # standard deviations
 IDLE_QUANTILE = 0.9
 PERCENTILES, COUNTS = (0, 10, 25, 50, 75, 90), (3, 5, 10, 20, 40)
+TRACE_FILTERS = 4  # a trace must be as long as so many filters
 NEARLY_BEST = 1.02  # a shorter filter is taken if its RMSE is within this
 COVERED = 0.9
 LOW_QUANTILE, HIGH_QUANTILE = 0.05, 0.95
+HELD_seconds = 60.0  # how long a load stays, unless it is told
 CHECKED_MAX = 2000  # points of a trace at which intervals are compared with the load
 
 
@@ -58,29 +61,33 @@ class Fit:
 
 
 class Shape(NamedTuple):
-    """What fitting to levels gives: a model of curve and congestion point, how many levels it is fitted to, scores."""
+    """What fitting to levels gives: a model of curve and congestion point; how many levels it is fitted to, and those
+    as columns: loads, medians in ns, numbers of samples.
+    """
 
     model: Model
     used: int
-    scores: dict
-    r2_medians: float
+    fitted: tuple
 
 
-def learn(delay_ns, load, ts_ns=None, *, kind=EXPONENTIAL, trace=None, made=""):
+def learn(delay_ns, load, ts_ns=None, *, kind=EXPONENTIAL, trace=None, held_s=HELD_seconds):
     """The Fit of a model to labelled samples: delays in ns and the loads in 0..1 at which they were measured.
 
-    ts_ns: their times, for smoothing and filter. trace: (delay_ns, load, ts_ns) on which those are chosen instead, with
-    load changing as it will in use. ValueError: one sentence about what the samples lack.
+    ts_ns: their times. trace: (delay_ns, load, ts_ns), load changing as it will in use, on which filter and smoothing
+    are chosen; else they are chosen on the samples in another order, at a load for held_s before it changes.
+    ValueError: one sentence about what the samples lack.
     """
     samples = checked(delay_ns, load, ts_ns)
     steps = checked(*trace) if trace is not None else samples
+    if trace is None and ts_ns is not None and len(samples.load):
+        steps = shuffled(samples, held_s)
     if steps.ts_ns is None or load_scores.changes(steps.load) < load_scores.CHANGES_MIN:
         steps = steps._replace(load=steps.load[:0])  # nothing can be chosen on it
     shape, w = shape_of(levels_of(samples), kind, 50.0, 1), Model.w
     if len(steps.load):
         shape, w = choose(samples, steps, kind, shape)
     seen = levels_of(samples, shape.model.percentile, shape.model.samples)
-    return finish(replace(shape.model, w=w, made=made), shape, seen, samples, steps)
+    return finish(replace(shape.model, w=w), shape, seen, samples, steps)
 
 
 def finish(model, shape, seen, samples, steps):
@@ -95,7 +102,9 @@ def finish(model, shape, seen, samples, steps):
         model = replace(model, spread=replace(model.spread, margin=margin_of(model, steps)))
         told = trace_rmse(model, steps)
     left_out = len(samples.load) - sum(level.samples for level in seen)
-    return Fit(model, table_of(model, shape.used), shape.scores, shape.r2_medians, left_out, told)
+    scores = {name: load_curves.cross_validation(name, *shape.fitted) for name in (EXPONENTIAL, *SHAPES)}
+    r2_medians = load_curves.r_squared(shape.fitted[1], delay_at(model, shape.fitted[0]))
+    return Fit(model, table_of(model, shape.used), scores, r2_medians, left_out, told)
 
 
 def table_of(model, used):
@@ -120,15 +129,13 @@ def shape_of(seen, kind, percentile, count):
     a, b = load_curves.exponential(*fitted[:2])
     if b < 1.01 * load_curves.B_MIN:
         raise ValueError("delay does not rise with load in these samples: load cannot be told from it")
-    scores = load_curves.cross_validation(*fitted)
     congested = float(load[jump]) if jump is not None else 1.0
     model = Model(a, b, 0.0, congested, EXPONENTIAL, jump is not None, percentile=percentile, samples=count)
     if kind == MONOTONE:
-        name = min(SHAPES, key=scores.get)
+        name = min(SHAPES, key=lambda shape: load_curves.cross_validation(shape, *fitted))
         curve = load_curves.monotone(*fitted, name)
         model = replace(model, kind=kind, curve=load_curves.closed(curve, congested, _seen_ns(median, used)))
-    model = replace(model, r2=r2_of(model, seen[part]))
-    return Shape(model, used, scores, load_curves.r_squared(fitted[1], delay_at(model, fitted[0])))
+    return Shape(replace(model, r2=r2_of(model, seen[part])), used, fitted)
 
 
 def _too_few(levels, where):
@@ -155,18 +162,33 @@ def separation(lower, upper):
     return float(np.mean(below) / (2 * len(ordered)))
 
 
+def stands_out(told, at, w):
+    """Whether the estimates at level `at` separate from the lowest level's. told: for each level, runs of single ones.
+
+    Two conditions: SEPARATE of pairs of smoothed estimates are in order; and pairs of single ones are so more often
+    than chance has it (Mann-Whitney, SIGNIFICANT deviations), counting correlated ones as fewer.
+    """
+    settled = [load_scores.settled(told[level], w) for level in (0, at)]
+    single = [np.concatenate(told[level]) for level in (0, at)]
+    persistence = persistence_of([told[0], told[at]])
+    m, n = (max(1.0, len(loads) * (1 - persistence) / (1 + persistence)) for loads in single)
+    by_chance = np.sqrt((m + n + 1) / (12 * m * n))
+    return separation(*settled) >= SEPARATE and separation(*single) > 0.5 + SIGNIFICANT * by_chance
+
+
 def low_threshold(model, seen):
     """Load below which the smoothed estimate does not tell the load: the greater of two.
 
-    Half way between the highest level whose estimates do not separate from the lowest level's and the next; and the
+    Half way between the highest level whose estimates do not stand out from the lowest level's and the next; and the
     IDLE_QUANTILE of the lowest level's estimates, or an idle path would often not be low.
-    ValueError: no level separates below the congestion point.
+    ValueError: no level stands out below the congestion point.
     """
-    told = [load_scores.settled([inverse(model, run) for run in level.runs], model.w) for level in seen]
-    mixed = max(at for at, loads in enumerate(told) if at == 0 or separation(told[0], loads) < SEPARATE)
+    told = [[inverse(model, run) for run in level.runs] for level in seen]
+    mixed = max(at for at in range(len(seen)) if at == 0 or not stands_out(told, at, model.w))
     if mixed == len(seen) - 1:
         raise ValueError("no level's delays stand out from those of the lowest one: load cannot be told from delay")
-    low = max((seen[mixed].load + seen[mixed + 1].load) / 2, float(np.quantile(told[0], IDLE_QUANTILE)))
+    idle = float(np.quantile(load_scores.settled(told[0], model.w), IDLE_QUANTILE))
+    low = max((seen[mixed].load + seen[mixed + 1].load) / 2, idle)
     if low >= model.congested:
         raise ValueError("the fit takes the lowest level's delays for congestion: load cannot be told from it")
     return low
@@ -174,14 +196,17 @@ def low_threshold(model, seen):
 
 def choose(samples, steps, kind, first):
     """(Shape, w): filter and weight of the past with the least RMSE on the trace; of nearly equal ones the shortest."""
-    found = [(*weigh(first.model, steps), first)]
+    found, levels = [(*weigh(first.model, steps), first)], len(levels_of(samples))
     for count in COUNTS:
         for percentile in PERCENTILES:
+            seen = levels_of(samples, percentile, count)
+            if len(seen) < levels or len(steps.load) < TRACE_FILTERS * count:
+                continue  # too few samples for this filter
             try:
-                shape = shape_of(levels_of(samples, percentile, count), kind, float(percentile), count)
-                found.append((*weigh(shape.model, steps), shape))
+                shape = shape_of(seen, kind, float(percentile), count)
             except ValueError:
-                continue  # too few samples for this filter, or it takes away what tells the load
+                continue  # it takes away what tells the load
+            found.append((*weigh(shape.model, steps), shape))
     limit = NEARLY_BEST * min(score for _, score, _ in found)
     least = min(shape.model.samples for _, score, shape in found if score <= limit)
     w, _, shape = min((f for f in found if f[2].model.samples == least), key=lambda f: f[1])
@@ -189,9 +214,7 @@ def choose(samples, steps, kind, first):
 
 
 def weigh(model, steps):
-    """(w, RMSE) that are best for the model on the trace. ValueError: it is too short for the filter."""
-    if len(steps.load) < 4 * model.samples:
-        raise ValueError("the trace is shorter than four filters")
+    """(w, RMSE) that are best for the model on the trace."""
     return load_scores.choose_w(load_scores.raw_loads(model, steps.delay_ns), steps.load[model.samples - 1 :])
 
 

@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from controlplane.load_estimate import filtered
+from controlplane.load_estimate import SECOND_ns, filtered, interval_of
 from controlplane.load_model import DELAY_MAX_ns
 
 DISTINCT_MAX = 40  # more different loads than that are taken as continuous
 BIN_load = 0.05
+ORDER_SEED = 1
 SAMPLES_MIN = 5  # fewer say nothing of a level
 
 
@@ -84,6 +85,27 @@ def level_numbers(load):
     return np.array([np.median(load[numbers == at]) for at in range(numbers.max() + 1)]), numbers
 
 
+def stretches(numbers):
+    """[positions of samples that follow each other at one level]."""
+    return np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers)) + 1)
+
+
+def shuffled(samples, held_s):
+    """A trace whose load changes at random: the samples' stretches, cut into pieces of held_s, in another order.
+
+    As it is, if the load changes as often already. The order is the same every time.
+    """
+    interval_s = interval_of(samples.ts_ns, held_s)
+    count = max(1, round(held_s / interval_s))
+    runs = stretches(level_numbers(samples.load)[1])
+    pieces = [run[at : at + count] for run in runs for at in range(0, len(run), count)]
+    if len(pieces) == len(runs):
+        return samples
+    order = np.concatenate([pieces[at] for at in np.random.default_rng(ORDER_SEED).permutation(len(pieces))])
+    ts_ns = np.rint(np.arange(len(order)) * interval_s * SECOND_ns).astype(np.int64)
+    return Samples(ts_ns, samples.delay_ns[order], samples.load[order])
+
+
 def levels_of(samples, percentile=50.0, count=1):
     """[Seen] by rising load, of the percentile of each `count` consecutive delays at a steady load.
 
@@ -91,7 +113,7 @@ def levels_of(samples, percentile=50.0, count=1):
     """
     loads, numbers = level_numbers(samples.load)
     runs = [[] for _ in loads]
-    for run in np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers)) + 1):
+    for run in stretches(numbers):
         if len(run) >= count:
             runs[numbers[run[0]]].append(filtered(samples.delay_ns[run], percentile, count))
     sizes = np.bincount(numbers, minlength=len(loads))

@@ -1,7 +1,6 @@
 """How good estimates are, where the load is known; and the weight of the past that makes them best."""
 
 import numpy as np
-from scipy.signal import lfilter
 
 from controlplane.load_estimate import filtered
 from controlplane.load_model import CLASSES, class_of, inverse
@@ -30,6 +29,8 @@ def raw_loads(model, delay_ns):
 
 def smooth_all(loads, w):
     """All L_i of L_i = w L_{i-1} + (1-w) l_i, L_1 = l_1."""
+    from scipy.signal import lfilter  # late: it takes half a second, and who estimates does not need it
+
     return lfilter([1 - w], [1, -w], loads, zi=[w * loads[0]])[0]
 
 

@@ -72,7 +72,12 @@ def add_learning(parser):
     parser.add_argument("--json", action="store_true", help="the fit as JSON on stdout")
     parser.add_argument(
         "--trace", metavar="FILE",
-        help="learn: choose filter and smoothing on these samples, whose load changes as in use (default: FILE)",
+        help="learn: choose filter and smoothing on these samples, whose load changes as it will in use; "
+        "without it on FILE in another order",
+    )  # fmt: skip
+    parser.add_argument(
+        "--held", metavar="SECONDS", type=float, default=60.0,
+        help="how long a load stays in use, for choosing them without --trace (default 60)",
     )  # fmt: skip
     parser.add_argument("--path", metavar="NAME", help="learn: only samples with this path")
 

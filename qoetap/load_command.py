@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from qoetap.exits import DONE, INPUT, RUN_ERROR, USAGE, Exit
 from qoetap.say import say
 
 TIME_MAX_ns = 2**63 - 1
+HELD_MAX_seconds = 86400
 HEAD = f"{'load':>6} {'samples':>8} {'median us':>12} {'fitted us':>12}  class"
 
 
@@ -36,13 +38,15 @@ def load(args):
 def learn(args):
     if args.file is None:
         raise Exit(USAGE, "learn needs a labelled file: qoetap load learn FILE -o model.json")
+    if not 0 < args.held <= HELD_MAX_seconds:
+        raise Exit(USAGE, f"--held {args.held:g}: choose more than 0, {HELD_MAX_seconds} at most")
     if args.plot:
         from qoetap.lab_plot import check_plot
 
         check_plot(Path(args.plot))
     samples = read(args.file, args.path)
     trace = read(args.trace, args.path) if args.trace else None
-    fit = fitted(samples, trace, args.kind)
+    fit = fitted(samples, trace, args.kind, args.held)
     finish(args, fit, samples)
     return DONE
 
@@ -61,7 +65,7 @@ def finish(args, fit, samples):
         load_plot.plot(fit, samples.delay_ns, samples.load, Path(args.plot))
 
 
-def fitted(samples, trace, kind):
+def fitted(samples, trace, kind, held_s):
     """The Fit of Labelled samples. Exit: one sentence that names the file, and the line where there is one."""
     parts = (samples, trace) if trace else (samples,)
     for part in parts:
@@ -72,11 +76,11 @@ def fitted(samples, trace, kind):
     if trace and trace.ts_ns is None:
         raise Exit(INPUT, f"{trace.name}: a trace needs ts_ns")
     steps = (trace.delay_ns, trace.load, trace.ts_ns) if trace else None
-    made = f"qoetap load learn {Path(samples.name).name}"
     try:
-        return loads.learn(samples.delay_ns, samples.load, samples.ts_ns, kind=kind, trace=steps, made=made[:200])
+        fit = loads.learn(samples.delay_ns, samples.load, samples.ts_ns, kind=kind, trace=steps, held_s=held_s)
     except ValueError as error:
         raise Exit(RUN_ERROR, f"{samples.name}: {error}") from error
+    return replace(fit, model=replace(fit.model, made=f"qoetap load learn {Path(samples.name).name[:200]}"))
 
 
 def as_labelled(name, samples):
@@ -127,7 +131,7 @@ def csv_rows(name, text):
         raise Exit(INPUT, f"{name}, line 1: JSON lines or a CSV header with delay_ns and load is needed")
     try:
         for row in reader:
-            yield reader.line_num, {key: value for key, value in row.items() if value != ""}
+            yield reader.line_num, {key: value for key, value in row.items() if key and value}
     except csv.Error as error:
         raise Exit(INPUT, f"{name}, line {reader.line_num}: {error}") from error
 

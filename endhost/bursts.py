@@ -15,7 +15,7 @@ from endhost.report import begin_at, tell
 
 PORT = 9  # discard, RFC 863
 SLOT_seconds = 1.0
-BURST_packets = 8.0
+BURST_packets = 4.0
 HEADERS_bytes = 42  # Ethernet, IPv4, UDP
 LEAST_bytes = HEADERS_bytes + 12
 SIZES = ((0.4, 54, 114), (0.1, 114, 1514), (0.5, 1514, 1514))  # share, frames from, to; bytes

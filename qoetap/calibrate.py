@@ -20,7 +20,7 @@ from qoetap.say import say
 
 RATE, SECONDS, SEED = "10Mbit", 20.0, 1
 SEED_MAX = 2**31
-LEVELS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,1,1.05"
+LEVELS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,1.1"
 RATE_LEAST, RATE_MOST = 1_000_000, 200_000_000  # bit/s that this machine's Python can send in bursts
 SECONDS_LEAST, SECONDS_MAX = 2, 3600
 
@@ -119,5 +119,5 @@ def calibrate(args):
         write_samples(lines, args.samples)
     if args.output or args.plot or args.json:
         samples = load_command.as_labelled("the lab", lines)
-        load_command.finish(args, load_command.fitted(samples, None, args.kind), samples)
+        load_command.finish(args, load_command.fitted(samples, None, args.kind, args.held), samples)
     return DONE

@@ -20,7 +20,7 @@ from qoetap.lab_serve import Service
 from qoetap.lab_site import begin_ns, tried
 from qoetap.say import say
 
-LEVELS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05)
+LEVELS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1)
 LEVEL_seconds, LEARN_SEED, KIND = 20, 1, "monotone"
 ASK_seconds = 0.5
 CONCERNED = 0.3  # loads from there on count in the target
@@ -65,15 +65,15 @@ class Run(NamedTuple):
     said: str
 
 
-def learn(folder, rate_bps, seconds, kind, seed=LEARN_SEED):
-    """The Fit of a run with LEVELS, each held for `seconds`, in an order drawn by the seed."""
+def learn(folder, rate_bps, kind, seconds=LEVEL_seconds):
+    """The Fit of a run with LEVELS, each held for `seconds`, in an order drawn by LEARN_SEED."""
     levels = list(LEVELS)
-    random.Random(seed).shuffle(levels)
+    random.Random(LEARN_SEED).shuffle(levels)
     say(f"{rate_text(rate_bps)}: learning from {len(levels)} loads, {len(levels) * seconds:g} s")
-    run = lab_load.record(folder, rate_bps, [(level, seconds) for level in levels], seed)
+    run = lab_load.record(folder, rate_bps, [(level, seconds) for level in levels], LEARN_SEED)
     lines = list(lab_load.labelled(run))
     samples = load_command.as_labelled("the lab", lines)
-    return load_command.fitted(samples, None, kind)
+    return load_command.fitted(samples, None, kind, lab_load.HELD_seconds)
 
 
 def watch(path, service, begin, seconds):
@@ -156,7 +156,7 @@ def run_all(folder, rates_bps, seconds, seed, kind):
     found = []
     for rate_bps in rates_bps:
         place = folder / rate_text(rate_bps)
-        fit = tried(learn, place / "learn", rate_bps, LEVEL_seconds, kind)
+        fit = tried(learn, place / "learn", rate_bps, kind)
         found.append(tried(run_once, place / "test", rate_bps, fit, seconds, seed))
     return found
 

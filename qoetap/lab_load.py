@@ -11,7 +11,8 @@ from qoetap.lab_site import TooBusy, begin_ns
 
 LATE_seconds = 0.5  # a packet that was sent so late belonged to a slot that is over
 HOLD_seconds = (20, 40)  # of a random step, whole seconds at least and at most
-MOST = 1.05  # random load, at most: above 1 the bottleneck is congested
+HELD_seconds = sum(HOLD_seconds) / 2
+MOST = 1.1  # random load, at most: above 1 the bottleneck is congested
 
 
 class Step(NamedTuple):

@@ -20,7 +20,7 @@ from qoetap.lab_site import AGENT_READY, Processes
 from qoetap.street import RECEIVER, SENDER, Fork, Side, Street, narrow, passed
 
 LOG_INTERVAL = -6  # of Sync and Delay_Req: 64 a second
-QUEUE_ms = 200  # of the bottleneck
+QUEUE_ms = 500  # of the bottleneck
 BURST_bytes, BURST_seconds = 2000, 320e-6  # it passes so much at once, at least: a packet, and what a late timer costs
 TAP_READY = "listening; TERM or INT ends it"
 FIRST_seconds = 60  # for ptp4l to find its master and the first samples to come

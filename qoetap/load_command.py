@@ -28,6 +28,8 @@ class Labelled(NamedTuple):
 
 def load(args):
     """The command; its exit status."""
+    if not 0 < args.held <= HELD_MAX_seconds:
+        raise Exit(USAGE, f"--held {args.held:g}: choose more than 0, {HELD_MAX_seconds} at most")
     if args.what == "calibrate":
         from qoetap import calibrate
 
@@ -38,8 +40,6 @@ def load(args):
 def learn(args):
     if args.file is None:
         raise Exit(USAGE, "learn needs a labelled file: qoetap load learn FILE -o model.json")
-    if not 0 < args.held <= HELD_MAX_seconds:
-        raise Exit(USAGE, f"--held {args.held:g}: choose more than 0, {HELD_MAX_seconds} at most")
     if args.plot:
         from qoetap.lab_plot import check_plot
 

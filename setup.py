@@ -38,7 +38,7 @@ setup(
     author="qoetap contributors",
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
-    package_data={"qoetap": ["*.yaml"], "pcaps": ["*.expected.jsonl"]},
+    package_data={"qoetap": ["*.yaml"], "controlplane": ["templates/*"], "pcaps": ["*.expected.jsonl"]},
     install_requires=[
         "numpy>=2.0",
         "numba>=0.61",

@@ -17,7 +17,7 @@ APPLICATION_ID = 0x716F6574  # "qoet", in the file's header: it is ours
 GROUP_jobs = 256  # in one transaction at most
 WAITING_rows = 200_000  # of jobs that wait, all together; more are refused
 BUSY_seconds = 5.0  # for another process that reads, such as sqlite3(1)
-INT64_MAX = 2**63 - 1
+OF_THE_JOB = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 
 class StateError(Exception):
@@ -35,18 +35,17 @@ class Database:
     """
 
     def __init__(self, path, migrations):
-        self.path, self.lock = path, _locked(path)
-        try:
-            self.writing = _connect(path)
-            _migrate(self.writing, migrations, path)
-            self.reading = _connect(path)
-            self.reading.execute("PRAGMA query_only = 1")
-        except sqlite3.Error as error:
-            self.lock.close()
-            raise StateError(f"{path}: cannot be used as state file ({error})") from error
-        except StateError:
-            self.lock.close()
-            raise
+        self.path = path
+        with contextlib.ExitStack() as opened:  # closes what is open if the rest fails
+            self.lock = opened.enter_context(_locked(path))
+            try:
+                self.writing = opened.enter_context(contextlib.closing(_connect(path)))
+                _migrate(self.writing, migrations, path)
+                self.reading = opened.enter_context(contextlib.closing(_connect(path)))
+                self.reading.execute("PRAGMA query_only = 1")
+            except sqlite3.Error as error:
+                raise StateError(f"{path}: cannot be used as state file ({error})") from error
+            self.opened = opened.pop_all()
         self.asking, self.queue = threading.Lock(), SimpleQueue()
         self.counting, self.waiting_rows = threading.Lock(), 0
         self.trouble = None  # why the last transaction failed; None: it did not
@@ -80,9 +79,7 @@ class Database:
         """Write what waits, and end."""
         self.queue.put(None)
         self.thread.join()
-        self.reading.close()
-        self.writing.close()
-        self.lock.close()
+        self.opened.close()
 
     # --- in the writer's thread
 
@@ -130,9 +127,9 @@ class Database:
         self.writing.execute("SAVEPOINT job")
         try:
             outcome = job()
-        except sqlite3.Error:
-            raise
         except Exception as error:
+            if isinstance(error, sqlite3.Error) and not isinstance(error, OF_THE_JOB):
+                raise  # of the file: a full disk, say
             self.writing.execute("ROLLBACK TO job")
             outcome = _raising(error)
         self.writing.execute("RELEASE job")
@@ -168,7 +165,6 @@ def _locked(path):
 
 def _connect(path):
     connection = sqlite3.connect(path, BUSY_seconds, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = 1")
     return connection
@@ -187,6 +183,7 @@ def _migrate(connection, migrations, path):
             f"{path}: has state of version {version}, but this qoetap knows {len(migrations)}: update it, "
             "or name another file"
         )
+    connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     for number in range(version + 1, len(migrations) + 1):
         connection.executescript(f"BEGIN; {migrations[number - 1]}; PRAGMA user_version = {number}; COMMIT")

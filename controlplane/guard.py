@@ -26,7 +26,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
-CHALLENGE = 'Bearer realm="qoetap", Basic realm="qoetap"'
+CHALLENGES = ('Basic realm="qoetap"', 'Bearer realm="qoetap"')  # a header each: chromium reads one
 
 
 class Guard:
@@ -49,7 +49,7 @@ class Guard:
                 receive = await self._body(headers, receive, held)
             except Refused as error:
                 self.refused += 1
-                await reply(error)(scope, receive, send)
+                await challenging(reply(error))(scope, receive, send)
             else:
                 await self.app(scope, receive, send)
         finally:
@@ -67,7 +67,7 @@ class Guard:
             )
         if self.token is not None and not given(headers.get("authorization", ""), self.token):
             detail = "this needs the token: send Authorization: Bearer TOKEN"
-            raise Refused(HTTPStatus.UNAUTHORIZED, detail, {"WWW-Authenticate": CHALLENGE})
+            raise Refused(HTTPStatus.UNAUTHORIZED, detail)
         if self.token is None and not by_address(headers.get("host", "localhost")):
             raise Refused(HTTPStatus.FORBIDDEN, "name this server by its address or localhost, or set a token")
 
@@ -80,7 +80,7 @@ class Guard:
         try:
             async with asyncio.timeout(BODY_seconds):
                 body = await self._read(receive, held)
-            body = body if encoding == "identity" else await self._unpacked(body, held)
+            body = body if encoding == "identity" or not body else await self._unpacked(body, held)
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come in {BODY_seconds:g} s") from None
         except TooLarge:
@@ -120,6 +120,14 @@ class Guard:
             raise later("too many large bodies at a time")
         self.coming_bytes += size
         held[0] += size
+
+
+def challenging(answer):
+    """A response that says how to bring the token, if it is about that."""
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        for challenge in CHALLENGES:
+            answer.headers.append("WWW-Authenticate", challenge)
+    return answer
 
 
 def given(authorization, token):

@@ -20,10 +20,11 @@ from controlplane.load_model import (
     inverse,
     thresholds_ns,
 )
-from controlplane.load_scores import rmse_by_class, trace_loads
+from controlplane.load_scores import rmse_by_class, trace_classes, trace_loads
 
 __all__ = [
     "CLASSES", "DELAY_MAX_ns", "HISTORY_samples", "KINDS", "UNKNOWN", "BadSample", "Estimate", "Fit", "HELD_seconds",
     "Model", "check_samples", "class_of", "classify", "delay_at", "estimate", "from_document", "inverse", "learn",
-    "rmse_by_class", "thresholds_ns", "to_document", "trace_loads",
+    "rmse_by_class", "thresholds_ns", "to_document", "trace_classes",
+    "trace_loads",
 ]  # fmt: skip

@@ -8,6 +8,8 @@ from controlplane.load_model import CONGESTED, LOW, class_of, inverse
 
 SECOND_ns = 10**9
 FORGOTTEN = 1e-4  # weight of the past that no longer counts
+CONGESTED_SHARE = 0.5
+COPIED_MAX = 1 << 21  # delays at a time
 W_MAX = 0.9999
 
 
@@ -32,8 +34,10 @@ def filtered(delay_ns, percentile, samples):
     """The percentile of each `samples` consecutive delays, linear between them; of all if there are fewer."""
     if samples == 1:
         return np.asarray(delay_ns, float)
-    windows = np.lib.stride_tricks.sliding_window_view(delay_ns, min(samples, len(delay_ns)))
-    return np.percentile(windows.astype(float), percentile, axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(delay_ns, float), min(samples, len(delay_ns)))
+    rows = max(1, COPIED_MAX // windows.shape[1])
+    parts = [windows[at : at + rows] for at in range(0, len(windows), rows)]
+    return np.concatenate([np.percentile(part, percentile, axis=1) for part in parts])
 
 
 def interval_of(ts_ns, default_s):
@@ -48,11 +52,19 @@ def converted(w, from_s, to_s):
     return w ** (to_s / from_s)
 
 
-def smoothed(loads, w):
-    """L_n of L_i = w L_{i-1} + (1-w) l_i, L_1 = l_1."""
-    weights = (1 - w) * w ** np.arange(len(loads) - 1, -1, -1)
-    weights[0] = w ** (len(loads) - 1)
-    return float(weights @ loads)
+def past_weights(count, w):
+    """Weights of l_1 ... l_n in L_n, where L_i = w L_{i-1} + (1-w) l_i and L_1 = l_1."""
+    weights = (1 - w) * w ** np.arange(count - 1, -1, -1)
+    weights[0] = w ** (count - 1)
+    return weights
+
+
+def smoothed_class(model, load, congested_share):
+    """Class of a smoothed load; congested too where single delays that are so weigh CONGESTED_SHARE.
+
+    Else a few short delays among many very long ones would hide congestion, above all where it begins at load 1.
+    """
+    return CONGESTED if congested_share >= CONGESTED_SHARE else class_of(model, load)
 
 
 def scatter_left(count, w, persistence):
@@ -68,12 +80,11 @@ def scatter_left(count, w, persistence):
     return float(np.sqrt(min(1.0, variance)))
 
 
-def interval(model, load, scale):
+def interval(model, load, class_, scale):
     """(low, high): the known loads at which an estimate of `load` is not unusual, `scale` of the single one's scatter.
 
     Holds the load in 9 of 10 cases at a steady load. Where no scatter is known: the bounds of the class.
     """
-    class_ = class_of(model, load)
     low, high = {LOW: (0.0, model.low), CONGESTED: (model.congested, 1.0)}.get(class_, (model.low, model.congested))
     if model.spread is not None:
         low, high = _unrejected(model.spread, load, scale)
@@ -115,7 +126,9 @@ def estimate(model, ts_ns, delay_ns):
     loads = inverse(model, delays)
     interval_s = interval_of(ts_ns, model.interval_s)
     w = converted(model.w, model.interval_s, interval_s)
-    load = smoothed(loads, w)
+    weights = past_weights(len(loads), w)
+    load = float(weights @ loads)
+    class_ = smoothed_class(model, load, weights @ (loads == 1.0))
     persistence = converted(model.spread.persistence, model.interval_s, interval_s) if model.spread else 0.0
-    low, high = interval(model, load, scatter_left(len(loads), w, persistence))
-    return Estimate(load, low, high, class_of(model, load), float(loads[-1]), float(delays[-1]), interval_s, w)
+    low, high = interval(model, load, class_, scatter_left(len(loads), w, persistence))
+    return Estimate(load, low, high, class_, float(loads[-1]), float(delays[-1]), interval_s, w)

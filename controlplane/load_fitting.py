@@ -22,8 +22,9 @@ from controlplane.load_model import (
 
 SEPARATE = 0.9  # of pairs of estimates, one at the level and one at the lowest: the level's is the greater
 SIGNIFICANT = 3.0  # standard deviations
-IDLE_QUANTILE = 0.9
-PERCENTILES, COUNTS = (0, 10, 25, 50, 75, 90), (3, 5, 10, 20, 40)
+LOW_SHARE = 0.9
+PERCENTILES, COUNTS = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0), (3, 5, 10, 20, 50, 100, 200)
+FILTERS = ((1, 50.0), *((count, percentile) for count in COUNTS for percentile in PERCENTILES))
 TRACE_FILTERS = 4  # a trace must be as long as so many filters
 NEARLY_BEST = 1.02  # a shorter filter is taken if its RMSE is within this
 COVERED = 0.9
@@ -83,9 +84,10 @@ def learn(delay_ns, load, ts_ns=None, *, kind=EXPONENTIAL, trace=None, held_s=HE
         steps = shuffled(samples, held_s)
     if steps.ts_ns is None or load_scores.changes(steps.load) < load_scores.CHANGES_MIN:
         steps = steps._replace(load=steps.load[:0])  # nothing can be chosen on it
-    shape, w = shape_of(levels_of(samples), kind, 50.0, 1), Model.w
     if len(steps.load):
-        shape, w = choose(samples, steps, kind, shape)
+        shape, w = choose(samples, steps, kind)
+    else:
+        shape, w = shape_of(levels_of(samples), kind, 50.0, 1), Model.w
     seen = levels_of(samples, shape.model.percentile, shape.model.samples)
     return finish(replace(shape.model, w=w), shape, seen, samples, steps)
 
@@ -129,13 +131,22 @@ def shape_of(seen, kind, percentile, count):
     a, b = load_curves.exponential(*fitted[:2])
     if b < 1.01 * load_curves.B_MIN:
         raise ValueError("delay does not rise with load in these samples: load cannot be told from it")
-    congested = float(load[jump]) if jump is not None else 1.0
+    congested = congestion_point(load, used)
     model = Model(a, b, 0.0, congested, EXPONENTIAL, jump is not None, percentile=percentile, samples=count)
     if kind == MONOTONE:
         name = min(SHAPES, key=lambda shape: load_curves.cross_validation(shape, *fitted))
         curve = load_curves.monotone(*fitted, name)
         model = replace(model, kind=kind, curve=load_curves.closed(curve, congested, _seen_ns(median, used)))
     return Shape(replace(model, r2=r2_of(model, seen[part])), used, fitted)
+
+
+def congestion_point(load, used):
+    """Load of the first level that is not fitted to; half way from the last one that is to full load if that is nearer.
+
+    At full load itself a point would be of no use: no load below it would be congested.
+    """
+    half_way = (load[used - 1] + 1.0) / 2
+    return float(load[used]) if used < len(load) and load[used] < 1.0 else float(half_way)
 
 
 def _too_few(levels, where):
@@ -179,34 +190,38 @@ def stands_out(told, at, w):
 def low_threshold(model, seen):
     """Load below which the smoothed estimate does not tell the load: the greater of two.
 
-    Half way between the highest level whose estimates do not stand out from the lowest level's and the next; and the
-    IDLE_QUANTILE of the lowest level's estimates, or an idle path would often not be low.
+    Half way between the highest level whose estimates do not stand out from the lowest level's and the next; and what
+    LOW_SHARE of the estimates stay below at each level up to that one, or it would often not be low.
     ValueError: no level stands out below the congestion point.
     """
     told = [[inverse(model, run) for run in level.runs] for level in seen]
     mixed = max(at for at in range(len(seen)) if at == 0 or not stands_out(told, at, model.w))
     if mixed == len(seen) - 1:
         raise ValueError("no level's delays stand out from those of the lowest one: load cannot be told from delay")
-    idle = float(np.quantile(load_scores.settled(told[0], model.w), IDLE_QUANTILE))
-    low = max((seen[mixed].load + seen[mixed + 1].load) / 2, idle)
+    untold = [np.quantile(load_scores.settled(runs, model.w), LOW_SHARE) for runs in told[: mixed + 1]]
+    low = float(max((seen[mixed].load + seen[mixed + 1].load) / 2, *untold))
     if low >= model.congested:
         raise ValueError("the fit takes the lowest level's delays for congestion: load cannot be told from it")
     return low
 
 
-def choose(samples, steps, kind, first):
-    """(Shape, w): filter and weight of the past with the least RMSE on the trace; of nearly equal ones the shortest."""
-    found, levels = [(*weigh(first.model, steps), first)], len(levels_of(samples))
-    for count in COUNTS:
-        for percentile in PERCENTILES:
-            seen = levels_of(samples, percentile, count)
-            if len(seen) < levels or len(steps.load) < TRACE_FILTERS * count:
-                continue  # too few samples for this filter
-            try:
-                shape = shape_of(seen, kind, float(percentile), count)
-            except ValueError:
-                continue  # it takes away what tells the load
+def choose(samples, steps, kind):
+    """(Shape, w): filter and weight of the past with the least RMSE on the trace; of nearly equal ones the shortest.
+
+    ValueError: with no filter there is a fit; why not without one.
+    """
+    found, failure, levels = [], None, len(levels_of(samples))
+    for count, percentile in FILTERS:
+        seen = levels_of(samples, percentile, count)
+        if count > 1 and (len(seen) < levels or len(steps.load) < TRACE_FILTERS * count):
+            continue  # too few samples for this filter
+        try:
+            shape = shape_of(seen, kind, percentile, count)
             found.append((*weigh(shape.model, steps), shape))
+        except ValueError as error:  # it takes away what tells the load, or there is nothing to take
+            failure = failure or error
+    if not found:
+        raise failure
     limit = NEARLY_BEST * min(score for _, score, _ in found)
     least = min(shape.model.samples for _, score, shape in found if score <= limit)
     w, _, shape = min((f for f in found if f[2].model.samples == least), key=lambda f: f[1])
@@ -246,11 +261,11 @@ def margin_of(model, steps):
     Conformalized quantile regression (Romano, Patterson, Candes 2019), with the whole trace as calibration set.
     """
     known = steps.load[model.samples - 1 :]
-    loads = load_scores.trace_loads(model, steps.delay_ns)
+    loads, classes = (told(model, steps.delay_ns) for told in (load_scores.trace_loads, load_scores.trace_classes))
     beyond = []
     for at in np.unique(np.linspace(0, len(loads) - 1, CHECKED_MAX).astype(int)):
         scale = scatter_left(int(at) + 1, model.w, model.spread.persistence)
-        low, high = interval(model, float(loads[at]), scale)
+        low, high = interval(model, float(loads[at]), classes[at], scale)
         beyond.append(max(low - known[at], known[at] - high))
     return float(np.clip(np.quantile(beyond, COVERED), 0.0, 1.0))
 

@@ -56,8 +56,8 @@ class Level:
 class Model:
     """What tells the load of a path from its delays.
 
-    a_ns, b: of the exponential. low: load below which delay tells nothing. congested: load from which delay jumps, 1.0
-    with congestion_found False where no level did. w: weight of the past for samples interval_s apart. percentile of
+    a_ns, b: of the exponential. low: load below which delay tells nothing. congested: load from which delay jumps;
+    congestion_found: False where no level's did. w: weight of the past for samples interval_s apart. percentile of
     the last `samples` delays is what load is told from. curve: for the kind "monotone". spread: None if not known.
     """
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from controlplane.load_estimate import filtered
+from controlplane.load_estimate import filtered, smoothed_class
 from controlplane.load_model import CLASSES, class_of, inverse
 
 W_GRID = np.arange(100) / 100
@@ -43,6 +43,13 @@ def settled(runs, w):
 def trace_loads(model, delay_ns):
     """The smoothed load at each delay of a trace, from the first at which the filter is full."""
     return smooth_all(raw_loads(model, delay_ns), model.w)
+
+
+def trace_classes(model, delay_ns):
+    """The class at each delay of a trace, from the first at which the filter is full."""
+    loads = raw_loads(model, delay_ns)
+    shares = smooth_all((loads == 1.0).astype(float), model.w)
+    return [smoothed_class(model, *row) for row in zip(smooth_all(loads, model.w), shares, strict=True)]
 
 
 def choose_w(loads, known):

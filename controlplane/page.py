@@ -15,7 +15,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from controlplane import charts, load
+from controlplane import charts, choice, load
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROWS_MAX = 200  # of the table; worst first
@@ -175,7 +175,11 @@ def _environment():
         quoted=quoted,
     )  # fmt: skip
     made.globals.update(
-        style=Markup(_source("page.css")), script=Markup(_source("live.js")), classes=CLASSES, charts=charts
+        style=Markup(_source("page.css")),
+        script=Markup(_source("live.js")),
+        classes=CLASSES,
+        charts=charts,
+        reasons=choice.REASONS,
     )
     return made
 

@@ -2,7 +2,6 @@
 
 from http import HTTPStatus
 
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -45,6 +44,10 @@ MEANINGS = {
     429: "Too many requests, or listeners: try again after `Retry-After` seconds",
     503: "Not now: try again after `Retry-After` seconds",
 }
+NO_ROUTE = {
+    404: "there is no such page: /openapi.json lists what there is",
+    405: "this method is not for this: Allow tells which are",
+}
 ALWAYS = (400, 401, 403, 429)  # whatever is asked
 BODY = (408, 413, 415, 422)  # where a body is sent
 
@@ -77,17 +80,28 @@ def later(detail, status=HTTPStatus.SERVICE_UNAVAILABLE):
     return Refused(status, detail, {"Retry-After": str(RETRY_seconds)})
 
 
-async def on_http(_, error):
-    return reply(error)
+async def on_http(request, error):
+    if error.detail == HTTPStatus(error.status_code).phrase:  # of the framework
+        error.detail = NO_ROUTE.get(error.status_code, error.detail)
+    answer = reply(error)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers["Allow"] = ", ".join(allowed(request))
+    return answer
+
+
+def allowed(request):
+    """Methods of what the request asks for (RFC 9110, 10.2.1); the router knows those of one function only."""
+    paths = request.app.openapi()["paths"]
+    return sorted(method.upper() for method in paths.get(getattr(request.scope.get("route"), "path", None), ("get",)))
 
 
 async def on_invalid(_, error):
-    """What pydantic found: 400 if the body is no JSON, else 422, with the first places where it does not fit."""
-    found = [
-        {"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in jsonable_encoder(error.errors())
-    ]
+    """What pydantic found: 400 if the body is no JSON, 415 if it is not said to be, else 422 and where."""
     if any(one["type"] == INVALID_JSON for one in error.errors()):
         return reply(Refused(HTTPStatus.BAD_REQUEST, "the body is no JSON"))
+    if isinstance(error.body, bytes):
+        return reply(Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send Content-Type: application/json"))
+    found = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in error.errors()]
     first = f"{found[0]['where']}: {found[0]['what']}"
     return reply(Refused(HTTPStatus.UNPROCESSABLE_ENTITY, first, errors=found[:ERRORS_TOLD]))
 

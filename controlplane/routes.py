@@ -8,10 +8,11 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response, StreamingResponse
 
 from controlplane.ingest import given, parse
+from controlplane.load_schema import SCHEMA as MODEL
 from controlplane.problems import BODY, Refused, documented, later
 from controlplane.service import SAMPLES_MAX
 from controlplane.shapes import Delay, Health, PathName, Reading, SampleList, Stored, Taken
@@ -27,9 +28,22 @@ Named = Annotated[PathName, Query(description="name of a path")]
 NamedOrAll = Annotated[PathName | None, Query(description="name of a path; without one: all")]
 InUrl = Annotated[PathName, Path(description="name of a path")]
 Seconds = Annotated[float, Query(gt=0, le=SECONDS_MAX, allow_inf_nan=False, description="how far back")]
-Version = Annotated[int | None, Query(ge=1, le=2**63 - 1, description="without one: the model in force")]
-Document = Annotated[dict[str, Any], Body(description="a model, as `qoetap load learn` writes it")]
+Version = Annotated[int | None, Query(ge=1, le=10**9, description="without one: the model in force")]
+Document = Annotated[dict[str, Any], WithJsonSchema(MODEL)]
 Delays = Delay | Annotated[list[Delay], Field(max_length=DELAYS_MAX)]
+OPENMETRICS = {200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}}}
+EVENT = {  # itemSchema: of OpenAPI 3.2; who knows 3.1 only passes it over
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"const": "load"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/Reading"},
+        },
+    },
+}
 LINES = {
     "requestBody": {
         "required": True,
@@ -68,7 +82,7 @@ def load_routes(service, streams, clock):
     router = APIRouter(tags=["load"])
 
     @router.get("/v1/paths", response_model=list[Reading], responses=documented())
-    async def get_paths():
+    def get_paths():
         """Readings of all paths, by name."""
         return service.paths(clock())
 
@@ -77,9 +91,9 @@ def load_routes(service, streams, clock):
         """Reading of a path. Its load is null, its class unknown, when it is older than 3 intervals."""
         return service.load(known(service, path), clock())
 
-    @router.get(
-        "/v1/load/stream", response_class=EventStream, responses=documented(404, 422), response_description="Readings"
-    )
+    responses = documented(404, 422) | {200: {"description": "Readings", "content": {KIND: {"itemSchema": EVENT}}}}
+
+    @router.get("/v1/load/stream", response_class=EventStream, responses=responses)
     async def get_stream(path: NamedOrAll = None):
         """Readings as server-sent events `load`, each time that they change."""
         name = path and known(service, path)
@@ -103,7 +117,7 @@ def model_routes(service, clock):
     """Models of paths."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/v1/models/{path}", response_model=dict[str, Any], responses=documented(404, 422, 503))
+    @router.get("/v1/models/{path}", response_model=Document, responses=documented(404, 422, 503))
     def get_model(path: InUrl, version: Version = None):
         """The model that is in force, or an earlier one: a document that `PUT` takes."""
         try:
@@ -113,7 +127,7 @@ def model_routes(service, clock):
             raise Refused(HTTPStatus.NOT_FOUND, f"path {path!r} has no {which}") from None
 
     @router.put("/v1/models/{path}", response_model=Stored, responses=documented(404, 409, *BODY, 503))
-    async def put_model(path: InUrl, model: Document):
+    async def put_model(path: InUrl, model: Annotated[Document, Body()]):
         """Set the model of a path; earlier ones are kept. The same one again changes nothing."""
         if known(service, path) in service.settings.models:
             raise Refused(HTTPStatus.CONFLICT, f"the configuration gives the model of path {path!r}: change it there")
@@ -137,8 +151,8 @@ def own_routes(service, metrics):
             raise later(service.store.trouble)
         return {"status": "ok", "paths": len(service.known), "samples": service.counts["accepted"]}
 
-    @router.get("/metrics", response_class=Text, responses=documented())
-    async def get_metrics(request: Request):
+    @router.get("/metrics", response_class=Text, responses=documented() | OPENMETRICS)
+    def get_metrics(request: Request):
         """Counters and gauges for Prometheus."""
         text, kind = metrics.page(request.headers.get("accept"))
         return Response(text, media_type=kind)

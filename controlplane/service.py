@@ -8,6 +8,7 @@ replaced, never changed, so any thread may read.
 
 import itertools
 import re
+import sys
 from collections import Counter
 from functools import partial
 from typing import NamedTuple
@@ -71,7 +72,8 @@ class LoadService:
         for *whose, accepted, late in store.paths():
             path = self.known[whose[0]] = Path(*whose)
             path.accepted, path.late = accepted, late
-            path.history = tuple(store.last_samples(path.name, HISTORY_samples, self.horizon_ns))
+            found = store.last_samples(path.name, HISTORY_samples, self.horizon_ns)
+            path.history = tuple((*at, sys.intern(slave_clock), delay_ns) for *at, slave_clock, delay_ns in found)
         self.models = {name: stored_model(store, name, *found) for name, found in store.models().items()}
         self.configure(settings, now_ns)
 
@@ -194,6 +196,16 @@ class LoadService:
     def reading_of(self, name, now_ns):
         """The same, None if there is none."""
         return self.load(name, now_ns) if name in self.known else None
+
+    def load_at(self, name, at_ns):
+        """The load as the samples until then tell it, as far as they are in memory; None: they do not."""
+        path, force = self.known.get(name), self.in_force(name)
+        history = tuple(sample for sample in path.history if sample[0] <= at_ns) if path and force else ()
+        if not history:
+            return None
+        interval_s, estimate = self._made(history, force)
+        late = at_ns - history[-1][0] > max(STALE_intervals * interval_s, STALE_LEAST_seconds) * SECOND_ns
+        return None if late else estimate.load
 
     def samples(self, name, since_ns, count=SAMPLES_MAX):
         """[(ts_ns, delay_ns)] since then, the last `count`. KeyError if there is no such path."""

@@ -2,17 +2,26 @@
 
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict  # that of typing is none to pydantic before Python 3.12
 
 from controlplane.load import CLASSES, KINDS, UNKNOWN
 
-INT64_MAX = 2**63 - 1
-Load = Annotated[float, Field(ge=0, le=1)]
+
+def _number(value):
+    """JSON's numbers: neither true nor "5", which pydantic takes for one."""
+    if isinstance(value, (bool, str)):
+        raise ValueError("should be a number")
+    return value
+
+
+NANOSECONDS_MAX = 9 * 10**18  # such that a float holds it too, as JSON's numbers may be read
+Number = BeforeValidator(_number)
+Load = Annotated[float, Field(ge=0, le=1), Number]
 Count = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(max_length=128)]
 PathName = Annotated[str, Field(min_length=1, max_length=256)]
-Nanoseconds = Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)]
+Nanoseconds = Annotated[int, Field(ge=-NANOSECONDS_MAX, le=NANOSECONDS_MAX), Number]
 
 
 class InForce(TypedDict):
@@ -69,7 +78,7 @@ class Delay(TypedDict):
     path: NotRequired[PathName]
     agent_id: NotRequired[Text]
     master_clock: NotRequired[Annotated[str, Field(pattern="^[0-9a-f]{16}$")]]
-    domain: NotRequired[Annotated[int, Field(ge=0, le=255)]]
+    domain: NotRequired[Annotated[int, Field(ge=0, le=255), Number]]
     ts_ns: Annotated[Nanoseconds, Field(description="since 1970")]
     delay_ns: Nanoseconds
     id: NotRequired[Annotated[str, Field(max_length=64, description="tells apart delays of the same ts_ns")]]
@@ -79,7 +88,7 @@ class SampleList(TypedDict):
     """Samples in event-time order."""
 
     path: str
-    samples: Annotated[list[tuple[int, int]], Field(description="[ts_ns, delay_ns]")]
+    samples: list[Annotated[list[int], Field(min_length=2, max_length=2, description="[ts_ns, delay_ns]")]]
 
 
 class Stored(TypedDict):

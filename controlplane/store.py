@@ -28,9 +28,9 @@ MIGRATIONS = (  # never changed once released: another one is added
         seconds REAL NOT NULL, load REAL NOT NULL, bytes INTEGER,
         PRIMARY KEY (path, content, ts_ns)
     ) STRICT, WITHOUT ROWID;
-    CREATE TABLE choices (  -- the data centre in force
-        aggregation TEXT NOT NULL, content TEXT NOT NULL, data_centre TEXT NOT NULL,
-        ts_ns INTEGER NOT NULL, expected_s REAL,
+    CREATE INDEX page_loads_latest ON page_loads (content, ts_ns);
+    CREATE TABLE choices (  -- document: choice.State, the data centres in force
+        aggregation TEXT NOT NULL, content TEXT NOT NULL, ts_ns INTEGER NOT NULL, document TEXT NOT NULL,
         PRIMARY KEY (aggregation, content)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -128,14 +128,21 @@ class Store(Database):
         sql = "SELECT load, seconds FROM page_loads WHERE content = ? ORDER BY ts_ns DESC LIMIT ?"
         return self.read(sql, content, count)
 
-    def choose(self, aggregation, content, data_centre, ts_ns, expected_s):
-        """Note the data centre that is in force from now on."""
-        sql = "INSERT OR REPLACE INTO choices VALUES (?, ?, ?, ?, ?)"
-        self.writing.execute(sql, (aggregation, content, data_centre, ts_ns, expected_s))
+    def trim_page_loads(self, content, count):
+        """Keep the latest `count` of a content, and those of the same time."""
+        sql = """DELETE FROM page_loads WHERE content = ?1 AND ts_ns <
+                 (SELECT ts_ns FROM page_loads WHERE content = ?1 ORDER BY ts_ns DESC LIMIT 1 OFFSET ?2 - 1)"""
+        self.writing.execute(sql, (content, count))
+
+    def choose(self, aggregation, content, ts_ns, document):
+        """Note what is in force from now on."""
+        text = json.dumps(document, sort_keys=True)
+        self.writing.execute("INSERT OR REPLACE INTO choices VALUES (?, ?, ?, ?)", (aggregation, content, ts_ns, text))
 
     def choices(self):
-        """[(aggregation, content, data_centre, ts_ns, expected_s)]."""
-        return self.read("SELECT aggregation, content, data_centre, ts_ns, expected_s FROM choices")
+        """{(aggregation, content): document}."""
+        rows = self.read("SELECT aggregation, content, document FROM choices")
+        return {(aggregation, content): json.loads(text) for aggregation, content, text in rows}
 
     # --- numbers
 

@@ -6,6 +6,7 @@ also when it becomes stale, which no sample tells. A comment now and then shows 
 
 import asyncio
 import json
+import time
 from http import HTTPStatus
 
 from controlplane.problems import Refused
@@ -22,6 +23,7 @@ class Streams:
 
     def __init__(self, service, clock):
         self.service, self.clock, self.listeners, self.ending = service, clock, 0, False
+        self.latest, self.made_at = [], float("-inf")  # readings of all paths, and when they were made
 
     def enter(self):
         """Count one more listener. Refused if there are enough."""
@@ -36,7 +38,7 @@ class Streams:
         try:
             yield f"retry: {RETRY_ms}\n\n"
             while not self.ending:
-                text = "".join(map(event, self._news(name, seen)))
+                text = "".join(map(event, news(await self._readings(name), seen)))
                 quiet_seconds = 0.0 if text else quiet_seconds + PERIOD_seconds
                 if quiet_seconds >= HEARTBEAT_seconds:
                     text, quiet_seconds = ": alive\n\n", 0.0
@@ -46,13 +48,21 @@ class Streams:
         finally:
             self.listeners -= 1
 
-    def _news(self, name, seen):
-        """Readings that have changed; `seen` is what was sent last, {path: what tells a change}."""
-        now_ns = self.clock()
-        found = self.service.paths(now_ns) if name is None else [self.service.load(name, now_ns)]
-        news = [reading for reading in found if seen.get(reading["path"]) != mark(reading)]
-        seen.update((reading["path"], mark(reading)) for reading in news)
-        return news
+    async def _readings(self, name):
+        """Of one path; of all they are made once for all listeners, in another thread, since there may be many."""
+        if name is not None:
+            return [self.service.load(name, self.clock())]
+        if time.monotonic() - self.made_at >= PERIOD_seconds / 2:
+            self.made_at = time.monotonic()
+            self.latest = await asyncio.to_thread(self.service.paths, self.clock())
+        return self.latest
+
+
+def news(readings, seen):
+    """Those that have changed; `seen` is what was sent last, {path: what tells a change}."""
+    found = [reading for reading in readings if seen.get(reading["path"]) != mark(reading)]
+    seen.update((reading["path"], mark(reading)) for reading in found)
+    return found
 
 
 def mark(reading):

@@ -23,6 +23,7 @@ from qoetap import classes, serve_keys
 from qoetap.durations import duration_text, parse_duration
 from qoetap.inline_keys import INLINE, inline_values, lists_help
 from qoetap.keys import ConfigError, Duration, Section, Size, fields_of, nearest
+from qoetap.redirect_check import check_redirection
 from qoetap.serve_keys import DNS, SERVE
 from qoetap.sizes import parse_size, size_text
 
@@ -323,7 +324,18 @@ def load(layers, detectors):
         build_params(detector, getattr(settings.detectors, name))
     check_filter(settings, layers)
     check_inline(settings, layers, [kind.name for d in chosen(settings, detectors).values() for kind in d.events])
+    check_control(settings, layers)
     return settings
+
+
+def check_control(settings, layers):
+    """ConfigError if what `serve` and `dns` list does not fit together."""
+    try:
+        check_redirection(settings)
+    except ValueError as error:
+        section = str(error).partition(".")[0]
+        origin = next(layer.origin for layer in reversed(layers) if section in layer.values)
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def check_inline(settings, layers, events):

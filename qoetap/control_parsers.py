@@ -89,7 +89,10 @@ def dns():
         "that `qoetap serve` chooses for the user, or with the fallback addresses where it does not answer.",
         ("qoetap dns -c site.yaml", "qoetap dns -c site.yaml --listen 127.0.0.1:5300 --service http://127.0.0.1:9470"),
     )
-    parser.add_argument("--listen", metavar="ADDRESS", help="HOST:PORT, UDP and TCP (default 127.0.0.1:5300)")
+    parser.add_argument(
+        "--listen", metavar="ADDRESS", action="append", default=[],
+        help="HOST:PORT, UDP and TCP, may be repeated (default 127.0.0.1:5300)",
+    )  # fmt: skip
     parser.add_argument("--service", metavar="URL", help="where `qoetap serve` answers (default http://127.0.0.1:9470)")
     add_config(parser)
     add_verbose(parser)

@@ -61,6 +61,8 @@ class Source:
         try:
             while not self.ending.is_set() and (wait := self.step()) is not None:
                 self.ending.wait(wait)
+        except Exception as error:  # the service goes on without this source
+            self.trouble = f"{self.name}: {getattr(error, 'strerror', None) or error}; no more is read from it"
         finally:
             self.shut()
 

@@ -20,6 +20,7 @@ DEFAULTS = {
     "client.id": "qoetap",
     "group.id": "qoetap-serve",
     "auto.offset.reset": "earliest",
+    "session.timeout.ms": "10000",  # after a kill, another one gets the partitions
     "log_level": "0",  # trouble is told by `trouble`
 }
 FIXED = {"enable.auto.commit": "false"}  # offsets are committed here

@@ -200,7 +200,8 @@ def lines_of(fit):
     yield f"fit        a {model.a_ns:.6g} ns, b {model.b:.4f}"
     yield f"R2         {model.r2:.3f} of the delays, {fit.r2_medians:.3f} of the medians"
     yield f"low        {model.low:.3f}"
-    yield f"congested  {model.congested:.3f}" + ("" if model.congestion_found else ", as no level's delay jumps")
+    jump = "" if model.congestion_found else ", half way to full load, as no level's delay jumps"
+    yield f"congested  {model.congested:.3f}{jump}"
     yield f"filter     {filter_text(model)}"
     yield f"w          {model.w:.2f} for samples {model.interval_s:.3g} s apart"
     yield "left-out levels, RMSE of the load: " + ", ".join(f"{name} {score:.4f}" for name, score in fit.scores.items())

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, create_model
 
+from controlplane.contents import CONTENTS
 from qoetap.bitrates import parse_rate, rate_text
 from qoetap.durations import duration_text, parse_duration
 from qoetap.inline_keys import Positive
@@ -13,7 +14,6 @@ from qoetap.sizes import parse_size, size_text
 
 NAME = "^[A-Za-z0-9_.:-]{1,128}$"
 LISTED_MAX = 4096
-CONTENTS = ("page", "file")
 
 
 def address(text):
@@ -60,7 +60,7 @@ AGGREGATION = {
 
 ANSWERED = {
     "name": (str, ..., "domain name, such as video.example.com"),
-    "content": (Literal[CONTENTS], "page", "what users load from there: whose curve counts"),
+    "content": (Literal[*CONTENTS], "page", "what users load from there: whose curve counts"),
     "fallback": (list[Address], ..., "what is answered while the service does not, IPv4 and IPv6"),
 }
 
@@ -79,7 +79,7 @@ SERVE = {
     "body": (Size, parse_size("8MiB"), "of a request, unpacked, at most"),
     "requests": (Annotated[int, Field(ge=1)], 500, "of a client in a second, at most"),
     "hysteresis": (Share, 0.1, "another data centre is chosen only if it is better by this share"),
-    "near": (Share, 0.02, "data centres that differ by less than this share are chosen among at random"),
+    "near": (Share, 0.02, "data centres that differ by at most this share divide users among them, by their prefixes"),
     "paths": (Annotated[list[path_model], Field(max_length=LISTED_MAX)], [], "names and models of paths; others are "
               "named AGENT:MASTER_CLOCK:DOMAIN"),
     "aggregations": (Annotated[list[aggregation_model], Field(max_length=LISTED_MAX)], [], "where users come from"),
@@ -87,10 +87,12 @@ SERVE = {
 }  # fmt: skip
 
 DNS = {
-    "listen": (str, "127.0.0.1:5300", "address, UDP and TCP"),
+    "listen": (list[str], ["127.0.0.1:5300"], "addresses, UDP and TCP"),
     "service": (str, "http://127.0.0.1:9470", "where `qoetap serve` answers"),
     "ttl": (Duration, parse_duration("5s"), "of answers"),
     "timeout": (Positive, parse_duration("200ms"), "for the service to answer; then the fallback is given"),
+    "rate": (Annotated[int, Field(ge=1)], 1000, "queries over UDP in a second that askers of one /24 or /56 may send; "
+             "more are told to come over TCP"),
     "ecs": (bool, True, "take the user's prefix from EDNS Client Subnet (RFC 7871), else the address that asks"),
     "names": (Annotated[list[answered_model], Field(max_length=LISTED_MAX)], [], "what is answered; else REFUSED"),
 }

@@ -74,7 +74,7 @@ class Browser:
             if wanted(message):
                 return message
 
-    def look(self, *, width=1200, height=900, scheme="light", script=True):
+    def look(self, *, width=1200, height=640, scheme="light", script=True):
         """How pages are seen from now on."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

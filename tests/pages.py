@@ -1,5 +1,6 @@
 """What tests of the page share: readings and models as plain values, and a parser that tells what a page holds."""
 
+import json
 import math
 from html.parser import HTMLParser
 
@@ -48,6 +49,19 @@ def samples(count=100, interval_s=4, delay_ns=800_000):
     """Delays that end 3 s before NOW_ns."""
     first = NOW_ns - 3 * NS - (count - 1) * interval_s * NS
     return [(first + i * interval_s * NS, int(delay_ns * (1 + 0.3 * math.sin(i)))) for i in range(count)]
+
+
+def events(agent, delays_ns, until_ns):
+    """JSON lines of an agent's events `ptp.delay`, 4 s apart, the last one at until_ns."""
+    lines = []
+    for at, delay_ns in enumerate(reversed(delays_ns)):
+        ts_ns = until_ns - at * 4 * NS
+        ptp = {
+            "master_clock": f"{0:016x}", "slave_clock": f"{1:016x}", "domain": 0, "request_id": ts_ns // NS % 65536,
+            "mean_path_delay_ns": delay_ns,
+        }  # fmt: skip
+        lines.append(json.dumps({"event_type": "ptp.delay", "agent_id": agent, "ts_ns": ts_ns, "ptp": ptp}))
+    return "\n".join(lines).encode()
 
 
 class Parsed(HTMLParser):

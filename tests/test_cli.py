@@ -301,9 +301,14 @@ def test_doctor_finds_what_is_wrong():
 
 @pytest.fixture
 def loop_ends():
-    """pyshark leaves an event loop that hears of every child that ends and reads none of it: a pipe that fills up."""
+    """pyshark leaves an event loop that hears of every child that ends and reads none of it: a pipe that fills up.
+
+    It wants one that is there, and where another test in this process called asyncio.run there is none.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     yield
-    asyncio.get_event_loop_policy().get_event_loop().remove_signal_handler(signal.SIGCHLD)
+    loop.remove_signal_handler(signal.SIGCHLD)
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
 
 

@@ -127,7 +127,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path, text, sentence):
 def test_an_unknown_key_far_from_all_names_those_there_are(tmp_path):
     assert complaint("zzz: 1", tmp_path).endswith(
         "; there are agent_id, workers, batch_rows, tunnels, filter, seed, outputs, rotate_every, rotate_size, live, "
-        "inline, detectors"
+        "inline, serve, dns, detectors"
     )
 
 

@@ -185,7 +185,9 @@ def test_estimate_is_that_of_the_twin(model, delays):
     assert found.delay_ns == pytest.approx(kept[-1])
     assert found.raw_load == pytest.approx(told[-1], abs=1e-6)
     assert found.load == pytest.approx(naive.smoothed(told, found.w)[-1], abs=1e-6)
-    assert found.class_ == load.class_of(model, found.load)
+    congested = naive.smoothed([float(load == 1.0) for load in told], found.w)[-1]
+    assert abs(congested - 0.5) < 1e-6 or (found.class_ == "congested") >= (congested > 0.5)
+    assert congested > 0.499 or found.class_ == load.class_of(model, found.load)
     assert 0 <= found.load_low <= found.load <= found.load_high <= 1
 
 
@@ -195,6 +197,14 @@ def test_w_follows_the_interval_of_the_samples():
     assert (found.interval_s, found.w) == (2.0, pytest.approx(0.87**0.5))
     single = load.estimate(PAPER, every(2, 1), [10**6])
     assert (single.interval_s, single.w) == (4.0, 0.87)
+
+
+def test_short_delays_among_long_ones_do_not_hide_congestion():
+    """Four in five delays congested: the smoothed load is below the congestion point, the class is congested."""
+    delays = np.where(np.arange(40) % 5 == 1, 10**6, 10**9)
+    found = load.estimate(PAPER, every(4, 40), delays)
+    assert found.load < PAPER.congested and found.class_ == "congested"
+    assert found.load_low <= found.load and found.load_high == 1.0
 
 
 def test_a_gap_and_times_that_stand_still_do_not_change_the_interval():
@@ -228,9 +238,9 @@ def test_scatter_that_smoothing_leaves_is_that_of_the_twin(count, w, persistence
 
 
 def test_interval_without_scatter_is_the_class():
-    assert interval(PAPER, 0.1, 1.0) == (0.0, 0.2)
-    assert interval(PAPER, 0.5, 1.0) == (0.2, 0.95)
-    assert interval(PAPER, 0.97, 1.0) == (0.95, 1.0)
+    assert interval(PAPER, 0.1, "low", 1.0) == (0.0, 0.2)
+    assert interval(PAPER, 0.5, "normal", 1.0) == (0.2, 0.95)
+    assert interval(PAPER, 0.97, "congested", 1.0) == (0.95, 1.0)
 
 
 loads = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted)
@@ -243,6 +253,6 @@ def test_interval_holds_all_levels_that_the_twin_accepts(rows, at, scale):
     low, mean, high = ([values[n] for n in range(len(rows))] for values in columns)
     where = [n / (len(rows) - 1) for n in range(len(rows))]
     model = replace(PAPER, spread=Spread(tuple(where), tuple(mean), tuple(low), tuple(high)))
-    least, most = interval(model, at, scale)
+    least, most = interval(model, at, load.class_of(model, at), scale)
     inside = naive.accepted(list(zip(where, mean, low, high)), at, scale)
     assert all(least - 1e-9 <= level <= most + 1e-9 for level in inside)

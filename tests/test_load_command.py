@@ -106,6 +106,12 @@ def test_levels_with_few_samples_are_left_out_and_counted(rows, tmp_path):
     assert "0.440" not in done.out and "3 samples are at loads with too few" in done.err
 
 
+def test_it_says_that_no_level_jumped(rows, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(as_lines(row for row in rows if row["load"] < 0.95))
+    assert "congested  0.950, half way to full load, as no level's delay jumps" in run("load", "learn", path).out
+
+
 def test_one_path_of_several(rows, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(as_lines([*({**row, "path": "a"} for row in rows), {**rows[0], "path": "b"}]))

@@ -40,7 +40,7 @@ def test_the_published_model_is_fitted_back(seed):
     fit = load.learn(delays, loads)
     assert fit.model.a_ns == pytest.approx(A_ns, rel=0.03)
     assert fit.model.b == pytest.approx(B, rel=0.03)
-    assert fit.model.r2 == pytest.approx(0.89, abs=0.01)
+    assert fit.model.r2 == pytest.approx(0.89, abs=0.005)
     assert fit.model.congested == 0.95 and fit.model.congestion_found
 
 
@@ -124,7 +124,7 @@ def test_w_grows_with_scatter_and_with_the_time_between_changes():
         delays, loads, _ = samples(lambda x, r: published(x, r, scatter), held_loads(held), rng(3))
         return choose_w(raw_loads(Model(A_ns, B, 0.2, 0.95), delays), loads)[0]
 
-    assert chosen(0.27, 1) < 0.1 < chosen(0.27, 60) < chosen(1.0, 60) < chosen(1.0, 150)
+    assert chosen(0.283, 1) < 0.1 < chosen(0.283, 60) < chosen(1.0, 60) < chosen(1.0, 150)
 
 
 def held_loads(held):
@@ -146,9 +146,13 @@ def test_rmse_by_class():
 
 
 def test_estimate_and_trace_agree(paper_fit):
-    delays, _, ts_ns = random_steps(published, rng(6), 200, 20)
-    told = load.trace_loads(paper_fit.model, delays)
-    assert load.estimate(paper_fit.model, ts_ns, delays).load == pytest.approx(told[-1])
+    delays, _, ts_ns = random_steps(published, rng(6), 600, 20)
+    told, classes = load.trace_loads(paper_fit.model, delays), load.trace_classes(paper_fit.model, delays)
+    for end in range(paper_fit.model.samples, 500):
+        found = load.estimate(paper_fit.model, ts_ns[:end], delays[:end])
+        at = end - paper_fit.model.samples
+        assert (found.load, found.class_) == (pytest.approx(told[at]), classes[at])
+    assert len(set(classes)) == 3
 
 
 def coverage(model, trace, start=50):
@@ -205,9 +209,9 @@ def test_what_a_queue_gives(queue_fit):
 
 
 def test_no_level_jumps():
-    """Then full load stands in for the congestion point, and it is said."""
+    """Then the congestion point is half way to full load, and it is said."""
     model = load.learn(*steps(published, rng(), PAPER_LEVELS[:10], 50)).model
-    assert (model.congested, model.congestion_found) == (1.0, False)
+    assert (model.congested, model.congestion_found) == (0.95, False)
 
 
 def test_full_load_is_never_fitted_to():
@@ -217,8 +221,26 @@ def test_full_load_is_never_fitted_to():
         return np.where(x >= 1, 1.5e8, published(np.minimum(x, 0.9), r))
 
     fit = load.learn(*steps(path, rng(), TENTHS, 50))
-    assert not fit.model.congestion_found and not fit.levels[-1].in_fit
+    assert not fit.model.congestion_found and not fit.levels[-1].in_fit and fit.model.congested == 0.95
     assert load.classify(fit.model, 1.5e8) == "congested"
+
+
+def test_a_jump_at_full_load(queue_fit):
+    """A point of 1 would leave no load below it that is congested."""
+    assert queue_fit.model.congestion_found and queue_fit.model.congested == 0.95
+
+
+def test_what_only_a_filter_tells():
+    """Medians that are the same at each load, as on a fast link whose queue is empty most of the time."""
+
+    def path(x, r):
+        return np.where(r.random(x.shape) < 0.05 + 0.4 * x, A_ns * np.exp(B * x), 1e4) * np.exp(
+            r.normal(0, 0.1, x.shape)
+        )
+
+    delays, loads, ts_ns = steps(path, rng(), PAPER_LEVELS[:10], 300)
+    assert load.learn(delays, loads, ts_ns, held_s=400.0).model.percentile > 50
+    wrong("does not rise", 1e5 - delays.clip(0, 9e4) * loads, loads, ts_ns)
 
 
 def test_delay_that_is_flat_below_a_load_makes_that_the_threshold():

@@ -156,21 +156,21 @@ def test_the_scrape_example_is_one():
     assert all(re.fullmatch("qoetap.*", job) for job in jobs)  # as the alerts ask for them
 
 
-def unit():
+def unit(name):
     """The unit's settings: {name: [values]}."""
     found = {}
-    for line in (OPS / "qoetap.service").read_text().splitlines():
+    for line in (OPS / name).read_text().splitlines():
         if line and not line.startswith(("#", "[")):
-            name, _, value = line.partition("=")
-            found.setdefault(name, []).append(value)
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
     return found
 
 
-@pytest.fixture
-def verifiable(tmp_path):
-    """A copy of the unit whose program exists."""
-    copy = tmp_path / "qoetap.service"
-    copy.write_text((OPS / "qoetap.service").read_text().replace("/opt/qoetap/bin/qoetap", "/bin/true"))
+@pytest.fixture(params=["qoetap.service", "qoetap-serve.service", "qoetap-dns.service"])
+def verifiable(request, tmp_path):
+    """A copy of a unit whose program exists."""
+    copy = tmp_path / request.param
+    copy.write_text((OPS / request.param).read_text().replace("/opt/qoetap/bin/qoetap", "/bin/true"))
     return copy
 
 
@@ -194,7 +194,7 @@ def test_the_sandbox_is_as_narrow_as_the_manual_says(verifiable):
 
 
 def test_the_unit_asks_for_what_live_needs():
-    found = unit()
+    found = unit("qoetap.service")
     assert found["AmbientCapabilities"] == found["CapabilityBoundingSet"] == ["CAP_NET_RAW"]
     assert found["MemoryDenyWriteExecute"] == ["no"] and "PrivateNetwork" not in found and "PrivateUsers" not in found
     assert "AF_PACKET" in found["RestrictAddressFamilies"][0].split() and found["Type"] == ["notify"]
@@ -202,6 +202,24 @@ def test_the_unit_asks_for_what_live_needs():
     program, *words = found["ExecStart"][0].split()
     args, module, _ = cli.parse(words)
     assert program.endswith("/qoetap") and module == "qoetap.live" and args.config == "/etc/qoetap/qoetap.yaml"
+
+
+def test_the_unit_of_serve_asks_for_nothing():
+    found = unit("qoetap-serve.service")
+    assert found["CapabilityBoundingSet"] == [""] and "AmbientCapabilities" not in found and found["Type"] == ["notify"]
+    assert "AF_PACKET" not in found["RestrictAddressFamilies"][0] and found["MemoryDenyWriteExecute"] == ["no"]
+    program, *words = found["ExecStart"][0].split()
+    args, module, _ = cli.parse(words)
+    assert program.endswith("/qoetap") and module == "qoetap.serve" and args.config == "/etc/qoetap/qoetap.yaml"
+
+
+def test_the_unit_of_dns_asks_for_its_port():
+    found = unit("qoetap-dns.service")
+    assert found["AmbientCapabilities"] == found["CapabilityBoundingSet"] == ["CAP_NET_BIND_SERVICE"]
+    assert "AF_PACKET" not in found["RestrictAddressFamilies"][0] and "PrivateUsers" not in found
+    program, *words = found["ExecStart"][0].split()
+    args, module, _ = cli.parse(words)
+    assert program.endswith("/qoetap") and module == "qoetap.dns" and args.config == "/etc/qoetap/qoetap.yaml"
 
 
 def test_the_container_holds_the_packages():
@@ -213,7 +231,7 @@ def test_the_container_holds_the_packages():
     for words in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
         assert all((ROOT / name).exists() for name in words.split()[:-1]), words
     for extra in re.search(r"/src\[([\w,]+)\]", text)[1].split(","):
-        assert f'"{extra}": [' in setup
+        assert f'"{extra}": ' in setup
     assert "libpcap0.8" in text and "cap_net_raw+ep" in text and "\nUSER qoetap\n" in text
     assert "no-new-privileges" in text  # it must stay off, or the file's capability is void
 

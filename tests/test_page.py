@@ -52,7 +52,13 @@ def test_a_stale_path_shows_no_load():
 def test_a_path_without_a_model_says_how_to_set_one():
     found = parsed(reading("north", None, model=None, w=None, reason="no_model"), host="collector:9470")
     assert "no model" in found.text
-    assert "curl -T model.json http://collector:9470/v1/models/north" in found.text
+    assert 'curl -T model.json -H "Content-Type: application/json" http://collector:9470/v1/models/north' in found.text
+
+
+def test_the_model_is_named():
+    default = reading("north", model={**reading()["model"], "version": 0})
+    assert "version 3, exponential" in parsed(reading("north")).text
+    assert "the default, exponential" in parsed(default).text
 
 
 def test_a_path_without_samples_is_shown():
@@ -98,7 +104,7 @@ def test_choices_of_data_centres_are_shown():
         "aggregation": "ap-1", "content": "page", "data_centre": "east", "expected_s": 0.412, "class": "normal",
         "reason": "best",
     }  # fmt: skip
-    assert "ap-1 page east best 0.41 s" in parsed(reading(), choices=[choice]).text
+    assert "ap-1 page east it is expected to be the fastest normal 0.41 s" in parsed(reading(), choices=[choice]).text
 
 
 def test_the_detail_draws_samples_and_model():
@@ -245,6 +251,11 @@ def test_a_line_is_interrupted_where_samples_lack():
     line = [(0, 1), (4 * NS, 1), (17 * NS, 1), (21 * NS, 1)]
     assert charts.runs(line, 4.0) == [line[:2], line[2:]]
     assert charts.runs(line, 5.0) == [line]
+
+
+def test_levels_without_delay_stand_at_the_foot_of_the_chart():
+    chart = charts.fit([(0.0, 0.0)], lambda load: 1e6 * (1 + load), reading("north", 0.5))
+    assert chart["levels"] == [(charts.LEFT, charts.HEIGHT - charts.BOTTOM)]
 
 
 def test_the_curve_of_the_fit_goes_through_the_models_delays():

@@ -9,7 +9,7 @@ setInterval(async () => {
   news = false;
   waited = 0;
   try {
-    const answer = await fetch(location.href, { signal: AbortSignal.timeout(10000) });
+    const answer = await fetch(location.origin + location.pathname + location.search, { signal: AbortSignal.timeout(10000) });
     if (!answer.ok && answer.status !== 404) throw new Error(answer.status);
     const next = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
     const focused = document.activeElement.id;

@@ -42,7 +42,7 @@ def from_document(document):
         low=reader.number("low", 0.0, 1.0),
         congested=reader.number("congested", 0.0, 1.0),
         congestion_found=reader.boolean("congestion_found", Model.congestion_found),
-        r2=reader.optional_number("r2", -DELAY_LIMIT_ns, 1.0),
+        r2=reader.optional_number("r2", -math.inf, 1.0),
         w=reader.number("w", 0.0, 0.9999, Model.w),
         interval_s=reader.number("interval_s", 1e-3, INTERVAL_MAX_seconds, Model.interval_s),
         curve=_curve(reader.part("curve")),

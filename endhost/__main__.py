@@ -15,6 +15,9 @@ ROLES = {  # name: module, function, whether it goes on for ever
     "fetch": ("endhost.bulk", "fetch", False),
     "flood": ("endhost.flood", "flood", False),
     "count": ("endhost.flood", "count", False),
+    "bursts": ("endhost.bursts", "bursts", False),
+    "webpages": ("endhost.webpages", "webpages", True),
+    "pages": ("endhost.pages", "pages", False),
 }
 
 

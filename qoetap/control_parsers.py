@@ -37,12 +37,27 @@ def load():
             "qoetap load learn samples.jsonl -o model.json --plot fit.png",
             "qoetap load learn steps.csv --trace random.csv --kind monotone -o model.json",
             "qoetap load calibrate --rate 10Mbit -o model.json --samples samples.jsonl",
+            "qoetap load calibrate --rate 10Mbit --random 600 --seed 7 --samples random.jsonl",
         ),
     )
     parser.add_argument("what", metavar="WHAT", choices=("learn", "calibrate"), help="see above")
     add_learning(parser)
+    add_calibrating(parser)
     add_verbose(parser)
     return parser
+
+
+def add_calibrating(parser):
+    """What concerns making samples in the lab."""
+    group = parser.add_argument_group("calibrate")
+    group.add_argument("--rate", metavar="RATE", help="of the bottleneck, 1Mbit to 200Mbit (default 10Mbit)")
+    group.add_argument("--levels", metavar="A,B", help="loads, each held once, in an order drawn by the seed "
+                       "(default 0 to 0.9 by 0.1, then 0.95 and 1.1)")  # fmt: skip
+    group.add_argument("--seconds", metavar="S", type=float, help="each level is held (default 20)")
+    group.add_argument("--random", metavar="S", type=float, help="random loads for so long in place of levels")
+    group.add_argument("--seed", metavar="N", type=int, help="of the order, of random loads and of bursts (default 1)")
+    group.add_argument("--samples", metavar="FILE", help="write the labelled samples there, JSON lines")
+    group.add_argument("--folder", metavar="FOLDER", help="keep the events and logs of the lab there")
 
 
 def add_learning(parser):

@@ -23,7 +23,7 @@ from pathlib import Path
 from qoetap.exits import PRIVILEGE, RUN_ERROR, Exit
 
 NAMESPACES = Path("/run/netns")  # where ip-netns(8) keeps them
-OURS = re.compile(r"qoetap-(?P<pid>\d+)-\d+-[abr]")
+OURS = re.compile(r"qoetap-(?P<pid>\d+)-\d+-[abrs]")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 CARRIER_seconds = 10
 SIOCETHTOOL = 0x8946  # linux/sockios.h

@@ -1,28 +1,32 @@
 """`qoetap lab`: the data plane at work on a network of this machine's own. Options, files and what is printed."""
 
-import contextlib
 import json
-import signal
-import tempfile
 from pathlib import Path
 
 import detectors as registry
 from qoetap import config, lab_hostile, lab_plot, lab_stalls, lab_street
 from qoetap.exits import DONE, USAGE, Exit
+from qoetap.lab_folder import end_by_signals, results
 from qoetap.lab_site import check_needs, tried
 from qoetap.say import say
 
 HERE = Path(__file__).parent
 SEEDS, SEED_MAX, SECONDS_MAX = "5", 1_000_000, 3600
-SECONDS = {"stalls": 120.0, "hostile": 90.0}  # unless told
-LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_seconds}
-ONLY = {"seeds": ("stalls",), "plot": ("stalls",), "seconds": tuple(SECONDS), "json": tuple(SECONDS)}
+RATES, LOAD_SEED = "10Mbit,100Mbit", 7
+SECONDS = {"stalls": 120.0, "hostile": 90.0, "load": 600.0}  # unless told
+LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_seconds, "load": 60}
+PTP = ("load",)  # experiments with ptp4l in place of inline
+INLINE = ("stalls", "hostile", "street")
+ONLY = {
+    "seeds": ("stalls",), "plot": ("stalls", "load"), "seconds": tuple(SECONDS), "json": tuple(SECONDS),
+    "rate": ("load",), "seed": ("load",), "kind": ("load",), "config": INLINE, "set": INLINE,
+}  # fmt: skip
 
 
 def check_options(args):
     """Exit if an option says nothing to the experiment, or is out of range."""
     for name, experiments in ONLY.items():
-        if getattr(args, name) is not None and getattr(args, name) is not False and args.experiment not in experiments:
+        if getattr(args, name) not in (None, False, []) and args.experiment not in experiments:
             raise Exit(USAGE, f"--{name} is for {' and '.join(experiments)}")
     seeds_of(args.seeds or SEEDS)
     if args.seconds is not None and not LEAST[args.experiment] <= args.seconds <= SECONDS_MAX:
@@ -55,21 +59,6 @@ def config_of(args):
     return ["-c", path, *(word for text in words for word in ("--set", text))], inline
 
 
-@contextlib.contextmanager
-def results(output):
-    """The folder of -o, or one that goes in the end."""
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="qoetap-lab-") as folder:
-            yield Path(folder)
-        return
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Exit(USAGE, f"-o {output}: {error.strerror}") from error
-    yield folder
-
-
 def show(args, found, kind):
     """What was found, on stdout and, with -o, as a file."""
     text = json.dumps(kind.as_json(found), indent=1)
@@ -82,13 +71,11 @@ def show(args, found, kind):
 def lab(args):
     """The command; its exit status."""
     check_options(args)
+    if args.experiment in PTP:
+        return lab_of_load(args)
     options, inline = config_of(args)
     check_needs()
-    for ending in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # so that namespaces are taken away, also where a shell had INT ignored
-        signal.signal(ending, signal.default_int_handler)
+    end_by_signals()
     seconds = args.seconds or SECONDS.get(args.experiment)
     with results(args.output) as folder:
         if args.experiment == "street":
@@ -100,4 +87,21 @@ def lab(args):
             show(args, runs, lab_stalls)
             if args.plot:
                 lab_plot.plot(runs, Path(args.plot))
+    return DONE
+
+
+def lab_of_load(args):
+    """`qoetap lab load`; its exit status."""
+    from qoetap import calibrate, lab_estimate, lab_estimate_plot  # late: they need the extra `control`
+
+    rates = [calibrate.rate_of(text) for text in (args.rate or RATES).split(",")]
+    seed = calibrate.seed_of(args.seed, LOAD_SEED)
+    calibrate.check_needs()
+    end_by_signals()
+    with results(args.output) as folder:
+        seconds = args.seconds or SECONDS["load"]
+        runs = lab_estimate.run_all(folder, rates, seconds, seed, args.kind or lab_estimate.KIND)
+        show(args, runs, lab_estimate)
+    if args.plot:
+        lab_estimate_plot.plot(runs, Path(args.plot))
     return DONE

@@ -1,4 +1,5 @@
-"""A site under study: a street with a bottleneck, `qoetap inline` in its router, agents at its ends, all processes.
+"""A site under study: processes in the namespaces of a lab. Here `qoetap inline` in the router of a street, agents at
+its ends; lab_ptp.py has others.
 
 Each process writes into files of one folder. They end with the context, and with this process if it is killed.
 """
@@ -62,11 +63,11 @@ def tried(run, *args):
 
 
 class Process:
-    """A command on one side of the street. Its output goes to `out` and what it says to `err`, paths."""
+    """A program, Python unless told, on one side of a lab. Its output goes to `out`, what it says to `err`, paths."""
 
-    def __init__(self, end, words, folder, name):
+    def __init__(self, end, words, folder, name, program=sys.executable):
         self.name, self.out, self.err = name, folder / f"{name}.jsonl", folder / f"{name}.log"
-        command = end.command("setpriv", "--pdeathsig", "TERM", sys.executable, *words)
+        command = end.command("setpriv", "--pdeathsig", "TERM", program, *words)
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
@@ -117,28 +118,45 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-class Site:
-    """Use it as a context. folder: where the files go, made if it is not there."""
+class Processes:
+    """Use it as a context: it makes the lab by `build`, and ends what was started. folder: where the files go."""
 
     def __init__(self, folder):
         self.folder, self.stack = Path(folder), contextlib.ExitStack()
-        self.inline, self.events = None, self.folder / "events.jsonl"
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.stack:
-            self.street = self.stack.enter_context(Street())
-            self.street.bottleneck(LINK_bps, BURST_bytes, QUEUE_ms)
+            self.build()
             self.stack = self.stack.pop_all()
         return self
 
     def __exit__(self, *_):
         self.stack.close()
 
-    def start(self, end, words, name):
-        process = Process(end, words, self.folder, name)
+    def build(self):
+        raise NotImplementedError
+
+    def start(self, end, words, name, program=sys.executable):
+        process = Process(end, words, self.folder, name, program)
         self.stack.callback(process.stop)
         return process
+
+    def agent(self, end, role, name=None, **options):
+        """A process of endhost in that role; its files are called like it, or `name`."""
+        return self.start(end, ["-m", "endhost", role, json.dumps(options)], name or role)
+
+
+class Site(Processes):
+    """A street with a bottleneck of LINK_bps."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.inline, self.events = None, self.folder / "events.jsonl"
+
+    def build(self):
+        self.street = self.stack.enter_context(Street())
+        self.street.bottleneck(LINK_bps, BURST_bytes, QUEUE_ms)
 
     def run_inline(self, options):
         """Run `qoetap inline` in the router, until `end_inline`. options: words of its command line."""
@@ -157,10 +175,6 @@ class Site:
         if lost:
             say(f"the machine was busy: `qoetap inline` lost {lost:.1f} s of it")
         return read_lines(self.events)
-
-    def agent(self, end, role, **options):
-        """A process of endhost in that role."""
-        return self.start(end, ["-m", "endhost", role, json.dumps(options)], role)
 
     def source(self, role, **options):
         """An agent on the sender that others ask; it listens when this returns."""

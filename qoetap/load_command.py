@@ -28,6 +28,8 @@ class Labelled(NamedTuple):
 
 def load(args):
     """The command; its exit status."""
+    if not 0 < args.held <= HELD_MAX_seconds:
+        raise Exit(USAGE, f"--held {args.held:g}: choose more than 0, {HELD_MAX_seconds} at most")
     if args.what == "calibrate":
         from qoetap import calibrate
 
@@ -38,8 +40,6 @@ def load(args):
 def learn(args):
     if args.file is None:
         raise Exit(USAGE, "learn needs a labelled file: qoetap load learn FILE -o model.json")
-    if not 0 < args.held <= HELD_MAX_seconds:
-        raise Exit(USAGE, f"--held {args.held:g}: choose more than 0, {HELD_MAX_seconds} at most")
     if args.plot:
         from qoetap.lab_plot import check_plot
 
@@ -81,6 +81,12 @@ def fitted(samples, trace, kind, held_s):
     except ValueError as error:
         raise Exit(RUN_ERROR, f"{samples.name}: {error}") from error
     return replace(fit, model=replace(fit.model, made=f"qoetap load learn {Path(samples.name).name[:200]}"))
+
+
+def as_labelled(name, samples):
+    """Labelled samples, dicts as they stand in a file, one a line, without the file."""
+    columns_ = [[sample[key] for sample in samples] for key in ("delay_ns", "load", "ts_ns")]
+    return Labelled(name, list(range(1, len(samples) + 1)), *columns_)
 
 
 def read(name, path=None):

@@ -81,25 +81,32 @@ def inline():
 def lab():
     parser = Parser(
         "lab",
-        "Sender, router and receiver, each a network namespace of this machine, with 10 Mbit/s from router to\n"
-        "receiver, and `qoetap inline` in the router. Needs root.\n\n"
+        "Sender, router and receiver, each a network namespace of this machine, and a bottleneck from router to\n"
+        "receiver. Needs root. With `qoetap inline` in the router, 10 Mbit/s:\n\n"
         "  stalls   video over QUIC beside bulk transfer, without mitigation and with it: seconds stalled, rates\n"
         "  hostile  a flow that feigns stalls without end, and what it wins\n"
-        "  street   nothing but the street, for your own traffic, until INT ends it",
+        "  street   nothing but the street, for your own traffic, until INT ends it\n\n"
+        "With ptp4l at sender and receiver, and `qoetap live` and `qoetap serve` at the receiver:\n\n"
+        "  load     how well load is told from PTP delay: learned on one run, tested on another, at each rate",
         (
+            "qoetap lab load --plot load.png",
             "qoetap lab stalls --plot stalls.png",
             "qoetap lab stalls -c site.yaml --seeds 1 --seconds 60 -o results/",
             "qoetap lab hostile --json",
             "qoetap lab street -c site.yaml -o results/",
         ),
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", choices=("stalls", "hostile", "street"), help="see above")
+    experiments = ("stalls", "hostile", "street", "load")
+    parser.add_argument("experiment", metavar="EXPERIMENT", choices=experiments, help="see above")
     add_config(parser)
     parser.add_argument("--seeds", metavar="N", help="of stalls: scenarios, or 3-5; each is run twice (default 5)")
-    parser.add_argument("--seconds", metavar="S", type=float, help="each run (default: stalls 120, hostile 90)")
+    parser.add_argument("--seconds", metavar="S", type=float, help="each run (default 120, hostile 90, load 600)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep results, events and logs there")
-    parser.add_argument("--plot", metavar="FILE", help="of stalls: buffer and bulk transfer over time, PNG or SVG")
+    parser.add_argument("--plot", metavar="FILE", help="stalls, load: draw what happened over time, PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--rate", metavar="A,B", help="of load: the bottlenecks (default 10Mbit,100Mbit)")
+    parser.add_argument("--seed", metavar="N", type=int, help="of load: of the random loads (default 7)")
+    parser.add_argument("--kind", choices=("exponential", "monotone"), help="of load: the model (default monotone)")
     add_verbose(parser)
     return parser
 

@@ -13,7 +13,7 @@ PACKAGES = ("dataplane", "detectors", "controlplane", "endhost", "qoetap", "pcap
 PLOT = ["dpkt", "matplotlib"]
 LAB = ["aioquic>=1.2", "matplotlib"]
 SINKS = ["pyarrow", "confluent-kafka"]
-CONTROL = ["fastapi", "uvicorn", "jinja2", "scipy", "dnslib"]
+CONTROL = ["fastapi", "uvicorn", "jinja2", "scipy>=1.12", "dnslib"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", "httpx", "schemathesis"]
 EXTRAS = {
     "inline": [],  # netlink is spoken by qoetap itself

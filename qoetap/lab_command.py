@@ -12,14 +12,14 @@ from qoetap.say import say
 
 HERE = Path(__file__).parent
 SEEDS, SEED_MAX, SECONDS_MAX = "5", 1_000_000, 3600
-RATES, LOAD_SEED = "10Mbit,100Mbit", 7
+RATES, LOAD_SEED = {"load": "10Mbit,100Mbit", "pages": "100Mbit"}, 7
 SECONDS = {"stalls": 120.0, "hostile": 90.0, "load": 600.0}  # unless told
 LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_seconds, "load": 60}
-PTP = ("load",)  # experiments with ptp4l in place of inline
+PTP = ("load", "pages")  # experiments with ptp4l in place of inline
 INLINE = ("stalls", "hostile", "street")
 ONLY = {
-    "seeds": ("stalls",), "plot": ("stalls", "load"), "seconds": tuple(SECONDS), "json": tuple(SECONDS),
-    "rate": ("load",), "seed": ("load",), "kind": ("load",), "config": INLINE, "set": INLINE,
+    "seeds": ("stalls",), "plot": ("stalls", *PTP), "seconds": tuple(SECONDS), "json": (*SECONDS, "pages"),
+    "rate": PTP, "seed": PTP, "kind": PTP, "config": INLINE, "set": INLINE,
 }  # fmt: skip
 
 
@@ -91,17 +91,22 @@ def lab(args):
 
 
 def lab_of_load(args):
-    """`qoetap lab load`; its exit status."""
-    from qoetap import calibrate, lab_estimate, lab_estimate_plot  # late: they need the extra `control`
+    """`qoetap lab load` and `pages`; the exit status."""
+    from qoetap import calibrate, lab_estimate, lab_estimate_plot, lab_pages, lab_pages_plot  # late: extra `control`
 
-    rates = [calibrate.rate_of(text) for text in (args.rate or RATES).split(",")]
+    rates = [calibrate.rate_of(text) for text in (args.rate or RATES[args.experiment]).split(",")]
     seed = calibrate.seed_of(args.seed, LOAD_SEED)
     calibrate.check_needs()
     end_by_signals()
     with results(args.output) as folder:
-        seconds = args.seconds or SECONDS["load"]
-        runs = lab_estimate.run_all(folder, rates, seconds, seed, args.kind or lab_estimate.KIND)
-        show(args, runs, lab_estimate)
+        kind = args.kind or lab_estimate.KIND
+        if args.experiment == "pages":
+            runs, experiment, picture = lab_pages.run_all(folder, rates, seed, kind), lab_pages, lab_pages_plot
+        else:
+            seconds = args.seconds or SECONDS["load"]
+            runs = lab_estimate.run_all(folder, rates, seconds, seed, kind)
+            experiment, picture = lab_estimate, lab_estimate_plot
+        show(args, runs, experiment)
     if args.plot:
-        lab_estimate_plot.plot(runs, Path(args.plot))
+        picture.plot(runs, Path(args.plot))
     return DONE

@@ -48,7 +48,7 @@ def test_each_slot_has_the_bytes_that_were_asked_for_and_the_seed_decides_the_re
 
 def test_bursts_have_random_gaps_and_sizes():
     _, moments, sizes = next(bursts.slots(1, [(0.9, 1)], 1_000_000_000))
-    assert 0 <= moments[0] and moments[-1] < 1 and np.all(np.diff(moments) >= 0)
+    assert moments[0] >= 0 and moments[-1] < 1 and np.all(np.diff(moments) >= 0)
     begins, counts = np.unique(moments, return_counts=True)
     gaps = np.diff(begins)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as exponential ones have it
@@ -111,7 +111,8 @@ def a_run():
     held = [Step(0, 10 * SECOND_ns, 0.5, 0.5), Step(10 * SECOND_ns, 20 * SECOND_ns, 0.0, 0.0)]
     told = {"load": 0.6, "load_low": 0.4, "load_high": 0.7, "class": "normal"}
     none = {"load": None, "load_low": None, "load_high": None, "class": "unknown"}
-    answers = [(8 * SECOND_ns, {"last_ns": 7 * SECOND_ns, **told}), (12 * SECOND_ns, {"last_ns": 11 * SECOND_ns, **told})]
+    answers = [(8 * SECOND_ns, {"last_ns": 7 * SECOND_ns, **told})]
+    answers += [(12 * SECOND_ns, {"last_ns": 11 * SECOND_ns, **told})]
     answers += [(19 * SECOND_ns, {"last_ns": 18 * SECOND_ns, **none}), (1, {"last_ns": None, **none})]
     answers += [(30 * SECOND_ns, {"last_ns": 25 * SECOND_ns, **told})]
     points = lab_estimate.points_of(answers, held)
@@ -223,8 +224,9 @@ def test_a_fork_has_a_path_to_each_data_centre(_ptp, tmp_path):
         ("lab load --seeds 3", "--seeds is for stalls"),
         ("lab load --seconds 5", "--seconds 5: choose 60 to 3600"),
         ("lab load --rate 10Mbit,1", "--rate 1: choose 1Mbit to 200Mbit"),
+        ("lab pages --seconds 60", "--seconds is for stalls and hostile and load"),
         ("lab load --set seed=1", "--set is for stalls"),
-        ("lab stalls --rate 10Mbit", "--rate is for load"),
+        ("lab stalls --rate 10Mbit", "--rate is for load and pages"),
     ],
 )
 def test_bad_options_are_told_in_a_sentence(words, sentence):

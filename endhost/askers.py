@@ -3,7 +3,6 @@
 Each query carries its user's prefix as EDNS Client Subnet (RFC 7871), as a resolver would tell it.
 """
 
-import asyncio
 import random
 import socket
 import time

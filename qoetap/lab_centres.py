@@ -1,7 +1,7 @@
 """`qoetap lab centres`: two data centres, one of which gets loaded, and where `qoetap dns` sends users meanwhile.
 
-Both have some load all the time, so that there is noise; then the first gets much more, for a while. At last the service is
-killed, and the DNS goes on alone.
+Both have some load all the time, so that there is noise; then the first gets much more, for a while. At last the
+service is killed, and the DNS goes on alone.
 """
 
 from typing import NamedTuple

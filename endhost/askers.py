@@ -14,6 +14,7 @@ from endhost.report import begin_at, tell
 ECS = 8  # option code
 TIMEOUT_seconds = 1.0
 REPLY_bytes = 4096
+NETWORK = 10  # users are of 10.0.0.0/8
 REGULARS = 10
 
 
@@ -40,16 +41,16 @@ def ask(sock, server, name, user):
     return None
 
 
-async def askers(server, name, network, begin_ns, seconds, every_s, seed):
+async def askers(server, name, begin_ns, seconds, every_s, seed):
     """The role: a query every_s, in turn of a new user and of one of REGULARS, for `seconds`; tells each answer.
 
-    server: (address, port); network: the first number of the users' addresses.
+    server: (address, port).
     """
     rng = random.Random(seed)
-    regulars = [(network, 255, number) for number in range(REGULARS)]
+    regulars = [(NETWORK, 255, number) for number in range(REGULARS)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for number in range(round(seconds / every_s)):
             await begin_at(begin_ns, number * every_s)
             turn, is_regular = divmod(number, 2)
-            user = regulars[turn % REGULARS] if is_regular else (network, rng.randrange(255), rng.randrange(256))
+            user = regulars[turn % REGULARS] if is_regular else (NETWORK, rng.randrange(255), rng.randrange(256))
             tell(user=user, regular=bool(is_regular), address=ask(sock, tuple(server), name, user))

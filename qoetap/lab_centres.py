@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import yaml
 
+from endhost.askers import NETWORK
 from qoetap.bitrates import rate_text
 from qoetap.lab_estimate import learn, write_model
 from qoetap.lab_ptp import TwoPaths
@@ -16,7 +17,7 @@ from qoetap.lab_site import begin_ns, tried
 from qoetap.say import say
 from qoetap.street import OTHER_SENDER, SENDER
 
-NAME, NETWORK, FALLBACK = "video.example.com", 10, "192.0.2.1"  # RFC 6761, RFC 5737
+NAME, FALLBACK = "video.example.com", "192.0.2.1"  # RFC 6761, RFC 5737
 CENTRES = (SENDER.ipv4, OTHER_SENDER.ipv4)
 LISTEN = ("127.0.0.1", 5300)
 DNS_READY = "TERM or INT ends it"
@@ -96,7 +97,7 @@ def run_once(folder, rate_bps, fit, seed):
         begin = begin_ns()
         for number, steps in enumerate(loads()):
             paths.load(steps, begin, seed + number, number)
-        asked = {"server": LISTEN, "name": NAME, "network": NETWORK, "every_s": EVERY_seconds, "seed": seed}
+        asked = {"server": LISTEN, "name": NAME, "every_s": EVERY_seconds, "seed": seed}
         users = paths.agent(service.end, "askers", "users", begin_ns=begin, seconds=watched, **asked)
         users.finish(watched + 60)
         service.process.process.kill()

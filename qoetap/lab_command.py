@@ -18,7 +18,8 @@ LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_second
 PTP = ("load", "pages", "centres")  # experiments with ptp4l in place of inline
 INLINE = ("stalls", "hostile", "street")
 ONLY = {
-    "seeds": ("stalls",), "plot": ("stalls", "load", "pages"), "seconds": tuple(SECONDS), "json": ("stalls", "hostile", *PTP),
+    "seeds": ("stalls",), "plot": ("stalls", "load", "pages"), "seconds": tuple(SECONDS),
+    "json": ("stalls", "hostile", *PTP),
     "rate": PTP, "seed": PTP, "kind": PTP, "config": INLINE, "set": INLINE,
 }  # fmt: skip
 

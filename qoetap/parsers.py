@@ -106,9 +106,11 @@ def lab():
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep results, events and logs there")
     parser.add_argument("--plot", metavar="FILE", help="stalls, load, pages: draw what was found, PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--rate", metavar="A,B", help="load, pages, centres: of the bottlenecks (default both; 100Mbit; 10Mbit)")
-    parser.add_argument("--seed", metavar="N", type=int, help="load, pages, centres: of what is drawn (default 7)")
-    parser.add_argument("--kind", choices=("exponential", "monotone"), help="load, pages, centres: of the model (default monotone)")
+    group = parser.add_argument_group("load, pages and centres")
+    rates = "of bottlenecks (default: load 10Mbit,100Mbit; pages 100Mbit; centres 10Mbit)"
+    group.add_argument("--rate", metavar="A,B", help=rates)
+    group.add_argument("--seed", metavar="N", type=int, help="of what is drawn (default 7)")
+    group.add_argument("--kind", choices=("exponential", "monotone"), help="of the model (default monotone)")
     add_verbose(parser)
     return parser
 

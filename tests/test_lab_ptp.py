@@ -160,7 +160,8 @@ def test_scores_of_two_data_centres():
     assert found.back_share == 1.0 and found.flaps == {"before": 0, "loaded": 2, "after": 0}
     assert (found.unanswered, found.alone_answered) == (1, 0.5)
     assert lab_centres.moved_after(answers((30, 90, 0)), 30) is None
-    assert any("4.0 s after the load began" in line for line in lab_centres.lines_of([lab_centres.Run(1, told + alone, 151)]))
+    lines = list(lab_centres.lines_of([lab_centres.Run(RATE_bps, told + alone, 151)]))
+    assert any("4.0 s after the load began" in line for line in lines)
 
 
 # --- page loads

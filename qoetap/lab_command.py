@@ -12,13 +12,14 @@ from qoetap.say import say
 
 HERE = Path(__file__).parent
 SEEDS, SEED_MAX, SECONDS_MAX = "5", 1_000_000, 3600
-RATES, LOAD_SEED = {"load": "10Mbit,100Mbit", "pages": "100Mbit"}, 7
+RATES, LOAD_SEED = {"load": "10Mbit,100Mbit", "pages": "100Mbit", "centres": "10Mbit"}, 7
 SECONDS = {"stalls": 120.0, "hostile": 90.0, "load": 600.0}  # unless told
 LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_seconds, "load": 60}
-PTP = ("load", "pages")  # experiments with ptp4l in place of inline
+PTP = ("load", "pages", "centres")  # experiments with ptp4l in place of inline
 INLINE = ("stalls", "hostile", "street")
 ONLY = {
-    "seeds": ("stalls",), "plot": ("stalls", *PTP), "seconds": tuple(SECONDS), "json": (*SECONDS, "pages"),
+    "seeds": ("stalls",), "plot": ("stalls", "load", "pages"), "seconds": tuple(SECONDS),
+    "json": ("stalls", "hostile", *PTP),
     "rate": PTP, "seed": PTP, "kind": PTP, "config": INLINE, "set": INLINE,
 }  # fmt: skip
 
@@ -91,22 +92,21 @@ def lab(args):
 
 
 def lab_of_load(args):
-    """`qoetap lab load` and `pages`; the exit status."""
-    from qoetap import calibrate, lab_estimate, lab_estimate_plot, lab_pages, lab_pages_plot  # late: extra `control`
+    """Experiments with ptp4l; the exit status."""
+    from qoetap import calibrate, lab_centres, lab_estimate, lab_estimate_plot, lab_pages, lab_pages_plot  # late: heavy
 
     rates = [calibrate.rate_of(text) for text in (args.rate or RATES[args.experiment]).split(",")]
-    seed = calibrate.seed_of(args.seed, LOAD_SEED)
+    seed, kind = calibrate.seed_of(args.seed, LOAD_SEED), args.kind or lab_estimate.KIND
+    modules = {"load": lab_estimate, "pages": lab_pages, "centres": lab_centres}
+    pictures = {"load": lab_estimate_plot, "pages": lab_pages_plot}
     calibrate.check_needs()
     end_by_signals()
     with results(args.output) as folder:
-        kind = args.kind or lab_estimate.KIND
-        if args.experiment == "pages":
-            runs, experiment, picture = lab_pages.run_all(folder, rates, seed, kind), lab_pages, lab_pages_plot
+        if args.experiment == "load":
+            runs = lab_estimate.run_all(folder, rates, args.seconds or SECONDS["load"], seed, kind)
         else:
-            seconds = args.seconds or SECONDS["load"]
-            runs = lab_estimate.run_all(folder, rates, seconds, seed, kind)
-            experiment, picture = lab_estimate, lab_estimate_plot
-        show(args, runs, experiment)
+            runs = modules[args.experiment].run_all(folder, rates, seed, kind)
+        show(args, runs, modules[args.experiment])
     if args.plot:
-        picture.plot(runs, Path(args.plot))
+        pictures[args.experiment].plot(runs, Path(args.plot))
     return DONE

@@ -110,7 +110,7 @@ def run_once(folder, rate_bps, fit, seconds, seed):
         counted = path.passed_since(before)
     lines = lab_load.told_slots(sender, steps)
     held = lab_load.held(steps, lines, begin, rate_bps)
-    said = lab_load.summary(lab_load.Run(held, (), counted, sum(line["bytes"] for line in lines)))
+    said = lab_load.traffic(sum(line["bytes"] for line in lines), counted)
     return Run(rate_bps, fit, points_of(answers, held), relative(held), said)
 
 

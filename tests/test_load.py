@@ -199,6 +199,13 @@ def test_w_follows_the_interval_of_the_samples():
     assert (single.interval_s, single.w) == (4.0, 0.87)
 
 
+def test_rounding_does_not_lead_above_a_load_of_one():
+    """The weights of the past add up to 1 but for rounding, which depends on w and how many they are."""
+    for w in np.arange(1, 100) / 100:
+        found = load.estimate(replace(PAPER, w=float(w)), every(4, 300), np.full(300, 10**9))
+        assert found.load <= 1.0 and found.load_high <= 1.0
+
+
 def test_short_delays_among_long_ones_do_not_hide_congestion():
     """Four in five delays congested: the smoothed load is below the congestion point, the class is congested."""
     delays = np.where(np.arange(40) % 5 == 1, 10**6, 10**9)

@@ -124,23 +124,30 @@ class LoadService:
 
     def _by_path(self, parsed):
         """({name: [Sample]}, Counter of why lines or samples were rejected)."""
-        groups, rejected = {}, Counter(parsed.rejected)
+        groups, rejected, names = {}, Counter(parsed.rejected), set()
         for sample in parsed.samples:
             try:
-                groups.setdefault(self._name_of(sample, groups), []).append(sample)
+                groups.setdefault(self._name_of(sample, names), []).append(sample)
             except Rejected as error:
                 rejected[str(error)] += 1
         return groups, rejected
 
-    def _name_of(self, sample, coming):
-        """Name of a sample's path. Rejected if there is no such path, or would be one too many."""
+    def _name_of(self, sample, names):
+        """Name of a sample's path. Rejected if there is no such path, or would be one too many.
+
+        names: of all paths, once one was new; those that this request and others of its transaction add among them.
+        """
         if sample.path is not None:
             if sample.path not in self.known:
                 raise Rejected("unknown_path")
             return sample.path
         name = self.settings.named.get(sample[:3]) or own_name(*sample[:3])
-        if name not in self.known and name not in coming and len(self.known) + len(coming) >= PATHS_MAX:
-            raise Rejected("too_many_paths")
+        if name not in self.known and name not in names:
+            if not names:
+                names |= self.known.keys() | self.store.names_written()
+            if name not in names and len(names) >= PATHS_MAX:
+                raise Rejected("too_many_paths")
+            names.add(name)
         return name
 
     def _taken(self, gained, counts, taken):

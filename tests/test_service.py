@@ -1,6 +1,7 @@
 """Load service: what events make of it, in any order and however often; restarts, models, staleness, retention."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from controlplane import load, service
 from controlplane.database import StateError
+from controlplane.ingest import parse
 from controlplane.load import HISTORY_samples, to_document
 from controlplane.service import Settings
 from tests.load_events import KEEP, MASTER, MODEL, NOW, PATH, SECOND, SETTINGS, event, lines, series, serving
@@ -200,6 +202,27 @@ def test_paths_are_bounded(path, monkeypatch):
         assert count == taken(3, too_many_paths=2) and len(found.known) == 3
         assert found.take(lines(event(agent="a1", request_id=2), event(agent="b")), NOW) == taken(1, too_many_paths=1)
         assert found.counts["rejected.too_many_paths"] == 3
+
+
+def test_known_paths_take_no_room_of_new_ones(path, monkeypatch):
+    monkeypatch.setattr(service, "PATHS_MAX", 3)
+    with serving(path) as found:
+        found.take(lines(event(agent="a"), event(agent="b")), NOW)
+        more = lines(event(agent="a", request_id=2), event(agent="b", request_id=2), event(agent="c"))
+        assert found.take(more, NOW) == taken(3)
+
+
+def test_paths_of_requests_that_share_a_transaction_are_bounded(path, monkeypatch):
+    monkeypatch.setattr(service, "PATHS_MAX", 3)
+    with serving(path) as found:
+        inside, go = threading.Event(), threading.Event()
+        found.store.submit(lambda: (inside.set(), go.wait(10), lambda: None)[2])
+        assert inside.wait(10)
+        bodies = [lines(event(agent=f"{at}a"), event(agent=f"{at}b")) for at in range(3)]
+        futures = [found.submit(parse(body, NOW), NOW) for body in bodies]
+        go.set()
+        assert [future.result(10)["accepted"] for future in futures] == [2, 1, 0]
+        assert len(found.known) == 3
 
 
 def test_a_new_configuration_names_paths_and_sets_models(path):

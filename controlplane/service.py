@@ -78,14 +78,15 @@ class LoadService:
         self.configure(settings, now_ns)
 
     def configure(self, settings, now_ns):
-        """Go by other Settings from now on. Paths that they name are known at once."""
+        """Go by other Settings from now on. Paths that they name are known at once. Busy, StateError: all stays as it
+        was."""
+        if settings.models:
+            self.store.submit(partial(self._write_models, settings.models, now_ns), len(settings.models)).result()
         for whose, name in settings.named.items():
             path = self.known.setdefault(name, Path(name, *whose))
             path.agent_id, path.master_clock, path.domain = whose
         self.default = settings.model and InForce(0, settings.model)
         self.settings = settings
-        for name, model in settings.models.items():
-            self._put_model(name, model, now_ns).result()
 
     # --- in
 
@@ -274,10 +275,12 @@ class LoadService:
 
         KeyError: there is no such path. ValueError: this is no model.
         """
-        return self._put_model(self.known[name].name, load.from_document(document), now_ns)
-
-    def _put_model(self, name, model, now_ns):
+        name, model = self.known[name].name, load.from_document(document)
         return self.store.submit(partial(self._write_model, name, model, now_ns))
+
+    def _write_models(self, models, now_ns):
+        written = [self._write_model(name, model, now_ns) for name, model in models.items()]
+        return lambda: [put_in_force() for put_in_force in written]
 
     def _write_model(self, name, model, now_ns):
         version = self.store.add_model(name, load.to_document(model), now_ns)

@@ -4,6 +4,7 @@ The server runs in a thread of its own, so that this one hears signals: TERM and
 answered, HUP reads paths and models anew.
 """
 
+import contextlib
 import json
 import logging
 import signal
@@ -17,7 +18,7 @@ import uvicorn
 import detectors as registry
 from controlplane import api, load, selection
 from controlplane.centres import Selection
-from controlplane.database import StateError
+from controlplane.database import Busy, StateError
 from controlplane.page_routes import page_routes
 from controlplane.service import LoadService, Settings
 from controlplane.store import Store
@@ -185,7 +186,8 @@ class Serve:
             raise Exit(RUN_ERROR, "the server ended by itself")
         if time.monotonic() - self.tidied >= TIDY_seconds:
             self.tidied = time.monotonic()
-            self.service.tidy(time.time_ns())
+            with contextlib.suppress(Busy):  # what waits goes first
+                self.service.tidy(time.time_ns())
             self.notifier.status(f"{len(self.service.known)} paths, {self.service.counts['accepted']:,} samples")
         for who in (self.store, *self.sources):
             if who.trouble != self.troubles.get(who) and who.trouble:
@@ -200,7 +202,7 @@ class Serve:
             serve = settings_of(self.args)
             self.service.configure(service_settings(serve), time.time_ns())
             self.selection.configure(serve)
-        except (Exit, StateError) as error:
+        except (Exit, Busy, StateError) as error:
             say(f"reload: {error}; going on as before")
         else:
             fixed = [key for key in FIXED if getattr(serve, key) != getattr(self.serve, key)]

@@ -11,8 +11,10 @@ import time
 import pytest
 
 from bench import control
+from controlplane.database import Busy
 from controlplane.load import to_document
 from controlplane.store import MIGRATIONS, Store
+from qoetap import control_parsers, serve
 from qoetap.exits import USAGE
 from tests.helpers import run
 from tests.load_events import MASTER, MODEL, SECOND, event, lines, serving
@@ -185,3 +187,36 @@ def test_paths_that_cannot_be(tmp_path, change, said):
     values["serve"]["paths"][1] |= change
     config.write_text(json.dumps(values))
     assert said in refuses("-c", config, "--state", tmp_path / "state", "--listen", "127.0.0.1:0")
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A Serve in this process, whose configuration is in site.yaml."""
+    config = tmp_path / "site.yaml"
+    write_config(config, "north")
+    words = ("-c", str(config), "--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+    args = control_parsers.serve().parse_args(words)
+    made = serve.Serve(args, serve.settings_of(args))
+    yield made
+    made.end()
+
+
+def test_a_queue_that_is_full_ends_nothing(running, tmp_path, monkeypatch, capsys):
+    """Neither what is done each second nor a reload, which then changes nothing."""
+
+    def busy(*_):
+        raise Busy("200000 rows wait to be written")
+
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(to_document(MODEL)))
+    write_config(tmp_path / "site.yaml", "north", "south", model=model, keep="1d")
+    before = running.service.settings
+    with monkeypatch.context() as patch:
+        patch.setattr(running.store, "submit", busy)
+        running.tidied -= serve.TIDY_seconds
+        running._look()
+        running.reload()
+    assert "reload: 200000 rows wait to be written; going on as before" in capsys.readouterr().err
+    assert running.service.settings is before and list(running.service.known) == ["north"]
+    running.reload()
+    assert list(running.service.known) == ["north", "south"] and running.service.in_force("north").version == 1

@@ -243,10 +243,11 @@ class LoadService:
 
     def _told(self, path, history, force):
         """(seconds between samples, load.Estimate or None) of a history and a model, made once for both."""
-        if path.told is None or path.told[0] is not history or path.told[1] is not force:
-            path.told = (history, force, *self._made(history, force))
+        told = path.told  # other threads replace it
+        if told is None or told[0] is not history or told[1] is not force:
+            told = path.told = (history, force, *self._made(history, force))
         given_ns = self.settings.intervals_ns.get(path.name)
-        return given_ns / SECOND_ns if given_ns else path.told[2], path.told[3]
+        return given_ns / SECOND_ns if given_ns else told[2], told[3]
 
     def _made(self, history, force):
         times = np.array([sample[0] for sample in history], np.int64)

@@ -141,10 +141,10 @@ class Serve:
         try:
             self.store = Store(serve.state)
             self.service = LoadService(self.store, settings, time.time_ns())
+            self.selection = Selection(self.service.reading_of, self.service.load_at, self.store, serve)
         except StateError as error:
             raise Exit(USAGE, f"serve.state: {error}") from error
         limits = api.Limits(token, serve.body, serve.requests)
-        self.selection = Selection(self.service.reading_of, self.service.load_at, self.store, serve)
         app, self.streams = api.make(self.service, limits, __version__, self._routers())
         self.server, self.notifier, self.tidied = Server(app, listener), Notifier(), time.monotonic()
 
@@ -169,6 +169,8 @@ class Serve:
         self.notifier.stopping()
         self.streams.ending = True
         for source in self.sources:
+            source.ending.set()  # of all first: one that takes long keeps no other from it
+        for source in self.sources:
             source.close()
         self.server.close()
         self.store.close()
@@ -190,9 +192,10 @@ class Serve:
                 self.service.tidy(time.time_ns())
             self.notifier.status(f"{len(self.service.known)} paths, {self.service.counts['accepted']:,} samples")
         for who in (self.store, *self.sources):
-            if who.trouble != self.troubles.get(who) and who.trouble:
-                say(who.trouble)
-            self.troubles[who] = who.trouble
+            trouble = who.trouble  # another thread sets it
+            if trouble and trouble != self.troubles.get(who):
+                say(trouble)
+            self.troubles[who] = trouble
         self.notifier.feed(self.store.thread.is_alive())
 
     def reload(self):

@@ -138,6 +138,13 @@ def of_another_version(path):
         found.store.submit(lambda: (found.store.add_model("north", document, 1), lambda: None)[1]).result(WAIT_seconds)
 
 
+def without_page_loads(path):
+    """A state file that lacks a table."""
+    store = Store(path)
+    store.submit(lambda: (store.writing.execute("DROP TABLE page_loads"), lambda: None)[1]).result(WAIT_seconds)
+    store.close()
+
+
 def refuses(*words):
     """The one sentence with which `qoetap serve` does not start."""
     ended = run("serve", *words)
@@ -153,6 +160,8 @@ def test_what_keeps_it_from_starting(tmp_path, monkeypatch):
     assert "cannot be opened" in refuses(*any_port, tmp_path / "nowhere" / "state")
     of_another_version(tmp_path / "other")
     assert "model 1 of north: the model is of version 7" in refuses(*any_port, tmp_path / "other")
+    without_page_loads(tmp_path / "torn")
+    assert "cannot be read (no such table: page_loads)" in refuses(*any_port, tmp_path / "torn")
     store = Store(tmp_path / "mine")
     assert "another process has it in use" in refuses(*any_port, tmp_path / "mine")
     store.close()

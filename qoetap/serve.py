@@ -14,6 +14,7 @@ import threading
 import time
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 import detectors as registry
 from controlplane import api, load, selection
@@ -104,6 +105,31 @@ def bound(address, token):
     return listener
 
 
+class Connection(AutoHTTPProtocol):
+    """Of a client. Closed if no whole head of a request comes for KEEP_ALIVE_seconds; uvicorn sees to that only where
+    nothing at all comes after an answer, so that strangers could hold all connections."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        self.patience.cancel()
+        self._wait()
+
+    def connection_lost(self, error):
+        self.patience.cancel()
+        super().connection_lost(error)
+
+    def _wait(self):
+        self.patience = self.loop.call_later(KEEP_ALIVE_seconds, self._give_up)
+
+    def _give_up(self):
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
 class Server:
     """The API on a socket, in a thread, until `close`."""
 
@@ -112,7 +138,7 @@ class Server:
         logging.getLogger("uvicorn").addHandler(logging.NullHandler())
         logging.getLogger("uvicorn").propagate = False
         settings = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+            app, http=Connection, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
             proxy_headers=False, limit_concurrency=CONNECTIONS_MAX, timeout_keep_alive=KEEP_ALIVE_seconds,
             timeout_graceful_shutdown=DRAIN_seconds,
         )  # fmt: skip

@@ -210,6 +210,21 @@ def running(tmp_path):
     made.end()
 
 
+def test_who_sends_no_request_is_cut_off(running, monkeypatch):
+    """At once, after the beginning of one, and after an answer; who waits for an answer is not."""
+    monkeypatch.setattr(serve, "KEEP_ALIVE_seconds", 1.0)
+    where, head = running.server.listener.getsockname(), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    listening = socket.create_connection(where, WAIT_seconds)
+    listening.sendall(b"GET /v1/load/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    for sent in (b"", head, head + b"\r\n" + head):
+        with socket.create_connection(where, WAIT_seconds) as client:
+            client.sendall(sent)
+            answers = b"".join(iter(lambda: client.recv(4096), b""))
+        assert answers.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+    with listening:
+        assert running.streams.listeners == 1
+
+
 def test_a_queue_that_is_full_ends_nothing(running, tmp_path, monkeypatch, capsys):
     """Neither what is done each second nor a reload, which then changes nothing."""
 

@@ -60,13 +60,13 @@ class Path:
 
 
 class LoadService:
-    """Loads of the paths in `store`. changed: functions of a set of names, called when samples of these paths came.
+    """Loads of the paths in `store`.
 
     StateError: the store holds what this program does not understand.
     """
 
     def __init__(self, store, settings, now_ns):
-        self.store, self.known, self.changed, self.turns = store, {}, [], itertools.count()
+        self.store, self.known, self.turns = store, {}, itertools.count()
         self.counts = Counter(store.numbers())
         self.horizon_ns = self.counts.pop(HORIZON, 0)
         for *whose, accepted, late in store.paths():
@@ -160,9 +160,6 @@ class LoadService:
                 path.history = merged(path.history, rows) if accepted else path.history
                 path.accepted, path.late = path.accepted + accepted, path.late + late
         self.counts.update(counts)
-        names = {gain.name for gain in gained if gain.accepted}
-        for tell in self.changed if names else ():
-            tell(names)
         return taken
 
     def tidy(self, now_ns):

@@ -266,15 +266,6 @@ def test_a_stored_model_of_another_version_is_named(path):
         pass
 
 
-def test_who_waits_for_changes_is_told(path):
-    told = []
-    with serving(path) as found:
-        found.changed.append(told.append)
-        found.take(lines(event(), event(agent="b")), NOW)
-        found.take(lines(event()), NOW)  # known already
-        assert told == [{PATH, f"b:{MASTER}:0"}]
-
-
 def test_samples_that_are_asked_for(path):
     with serving(path) as found:
         found.take(lines(*series(600)), NOW)

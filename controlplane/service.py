@@ -208,9 +208,9 @@ class LoadService:
         history = tuple(sample for sample in path.history if sample[0] <= at_ns) if path and force else ()
         if not history:
             return None
-        interval_s, estimate = self._made(history, force)
-        late = at_ns - history[-1][0] > max(STALE_intervals * interval_s, STALE_LEAST_seconds) * SECOND_ns
-        return None if late else estimate.load
+        seen_s, estimate = self._made(history, force)
+        stale = at_ns - history[-1][0] > fresh_seconds(self._interval_s(name, seen_s)) * SECOND_ns
+        return None if stale else estimate.load
 
     def samples(self, name, since_ns, count=SAMPLES_MAX):
         """[(ts_ns, delay_ns)] since then, the last `count`. KeyError if there is no such path."""
@@ -225,7 +225,7 @@ class LoadService:
         interval_s, estimate = self._told(path, history, force)
         last_ns = history[-1][0] if history else None
         age_s = max(0, now_ns - last_ns) / SECOND_ns if history else None
-        stale = bool(history) and age_s > max(STALE_intervals * interval_s, STALE_LEAST_seconds)
+        stale = bool(history) and age_s > fresh_seconds(interval_s)
         reason = "no_samples" if not history else "stale" if stale else "no_model" if force is None else None
         told = estimate if reason is None else None
         return Reading({
@@ -243,8 +243,12 @@ class LoadService:
         told = path.told  # other threads replace it
         if told is None or told[0] is not history or told[1] is not force:
             told = path.told = (history, force, *self._made(history, force))
-        given_ns = self.settings.intervals_ns.get(path.name)
-        return given_ns / SECOND_ns if given_ns else told[2], told[3]
+        return self._interval_s(path.name, told[2]), told[3]
+
+    def _interval_s(self, name, seen_s):
+        """Seconds between samples of a path: as the configuration gives them, else as they are seen."""
+        given_ns = self.settings.intervals_ns.get(name)
+        return given_ns / SECOND_ns if given_ns else seen_s
 
     def _made(self, history, force):
         times = np.array([sample[0] for sample in history], np.int64)
@@ -303,6 +307,11 @@ class Gain(NamedTuple):
 def own_name(agent_id, master_clock, domain):
     """What a path is called that the configuration does not name."""
     return f"{ODD.sub('_', agent_id)}:{master_clock}:{domain}"
+
+
+def fresh_seconds(interval_s):
+    """How old the latest sample of a path may be."""
+    return max(STALE_intervals * interval_s, STALE_LEAST_seconds)
 
 
 def merged(history, rows):

@@ -134,6 +134,16 @@ def test_an_interval_that_is_given_counts(path):
         assert not found.load("north", NOW + 30 * SECOND)["stale"] and found.load("north", NOW + 31 * SECOND)["stale"]
 
 
+def test_a_load_of_then_goes_by_the_interval_that_is_given(path):
+    named, age_ns = {("tap", MASTER, 0): "north"}, 25 * SECOND
+    for interval_ns in (10 * SECOND, 5 * SECOND):
+        with serving(path, SETTINGS._replace(named=named, intervals_ns={"north": interval_ns})) as found:
+            found.take(lines(event()), NOW)
+            reading = found.load("north", NOW + age_ns)
+            assert reading["stale"] == (3 * interval_ns < age_ns)
+            assert found.load_at("north", NOW + age_ns) == reading["load"]
+
+
 def test_a_clock_behind_the_events_makes_no_negative_age(path):
     with serving(path) as found:
         found.take(lines(event(NOW + SECOND)), NOW)

@@ -139,7 +139,7 @@ def given(authorization, token):
         except ValueError:
             return False
     elif scheme.lower() == "bearer":
-        value = value.strip().encode()
+        value = value.strip().encode("latin-1")  # the bytes that were sent
     else:
         return False
     return hmac.compare_digest(value, token.encode())

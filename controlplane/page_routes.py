@@ -42,6 +42,6 @@ def document(service, name):
 
 
 def totals(counts):
-    """Counts of a LoadService, those of what was rejected by reason."""
-    rejected = {key.removeprefix(REJECTED): n for key, n in counts.items() if key.startswith(REJECTED)}
+    """Counts of a LoadService, those of what was rejected by reason. Another thread may add some meanwhile."""
+    rejected = {key.removeprefix(REJECTED): n for key, n in list(counts.items()) if key.startswith(REJECTED)}
     return {key: counts[key] for key in KINDS} | {"rejected": rejected}

@@ -60,13 +60,13 @@ class Path:
 
 
 class LoadService:
-    """Loads of the paths in `store`. changed: functions of a set of names, called when samples of these paths came.
+    """Loads of the paths in `store`.
 
     StateError: the store holds what this program does not understand.
     """
 
     def __init__(self, store, settings, now_ns):
-        self.store, self.known, self.changed, self.turns = store, {}, [], itertools.count()
+        self.store, self.known, self.turns = store, {}, itertools.count()
         self.counts = Counter(store.numbers())
         self.horizon_ns = self.counts.pop(HORIZON, 0)
         for *whose, accepted, late in store.paths():
@@ -78,14 +78,15 @@ class LoadService:
         self.configure(settings, now_ns)
 
     def configure(self, settings, now_ns):
-        """Go by other Settings from now on. Paths that they name are known at once."""
+        """Go by other Settings from now on. Paths that they name are known at once. Busy, StateError: all stays as it
+        was."""
+        if settings.models:
+            self.store.submit(partial(self._write_models, settings.models, now_ns), len(settings.models)).result()
         for whose, name in settings.named.items():
             path = self.known.setdefault(name, Path(name, *whose))
             path.agent_id, path.master_clock, path.domain = whose
         self.default = settings.model and InForce(0, settings.model)
         self.settings = settings
-        for name, model in settings.models.items():
-            self._put_model(name, model, now_ns).result()
 
     # --- in
 
@@ -124,23 +125,30 @@ class LoadService:
 
     def _by_path(self, parsed):
         """({name: [Sample]}, Counter of why lines or samples were rejected)."""
-        groups, rejected = {}, Counter(parsed.rejected)
+        groups, rejected, names = {}, Counter(parsed.rejected), set()
         for sample in parsed.samples:
             try:
-                groups.setdefault(self._name_of(sample, groups), []).append(sample)
+                groups.setdefault(self._name_of(sample, names), []).append(sample)
             except Rejected as error:
                 rejected[str(error)] += 1
         return groups, rejected
 
-    def _name_of(self, sample, coming):
-        """Name of a sample's path. Rejected if there is no such path, or would be one too many."""
+    def _name_of(self, sample, names):
+        """Name of a sample's path. Rejected if there is no such path, or would be one too many.
+
+        names: of all paths, once one was new; those that this request and others of its transaction add among them.
+        """
         if sample.path is not None:
             if sample.path not in self.known:
                 raise Rejected("unknown_path")
             return sample.path
         name = self.settings.named.get(sample[:3]) or own_name(*sample[:3])
-        if name not in self.known and name not in coming and len(self.known) + len(coming) >= PATHS_MAX:
-            raise Rejected("too_many_paths")
+        if name not in self.known and name not in names:
+            if not names:
+                names |= self.known.keys() | self.store.names_written()
+            if name not in names and len(names) >= PATHS_MAX:
+                raise Rejected("too_many_paths")
+            names.add(name)
         return name
 
     def _taken(self, gained, counts, taken):
@@ -152,9 +160,6 @@ class LoadService:
                 path.history = merged(path.history, rows) if accepted else path.history
                 path.accepted, path.late = path.accepted + accepted, path.late + late
         self.counts.update(counts)
-        names = {gain.name for gain in gained if gain.accepted}
-        for tell in self.changed if names else ():
-            tell(names)
         return taken
 
     def tidy(self, now_ns):
@@ -203,9 +208,9 @@ class LoadService:
         history = tuple(sample for sample in path.history if sample[0] <= at_ns) if path and force else ()
         if not history:
             return None
-        interval_s, estimate = self._made(history, force)
-        late = at_ns - history[-1][0] > max(STALE_intervals * interval_s, STALE_LEAST_seconds) * SECOND_ns
-        return None if late else estimate.load
+        seen_s, estimate = self._made(history, force)
+        stale = at_ns - history[-1][0] > fresh_seconds(self._interval_s(name, seen_s)) * SECOND_ns
+        return None if stale else estimate.load
 
     def samples(self, name, since_ns, count=SAMPLES_MAX):
         """[(ts_ns, delay_ns)] since then, the last `count`. KeyError if there is no such path."""
@@ -220,7 +225,7 @@ class LoadService:
         interval_s, estimate = self._told(path, history, force)
         last_ns = history[-1][0] if history else None
         age_s = max(0, now_ns - last_ns) / SECOND_ns if history else None
-        stale = bool(history) and age_s > max(STALE_intervals * interval_s, STALE_LEAST_seconds)
+        stale = bool(history) and age_s > fresh_seconds(interval_s)
         reason = "no_samples" if not history else "stale" if stale else "no_model" if force is None else None
         told = estimate if reason is None else None
         return Reading({
@@ -235,10 +240,15 @@ class LoadService:
 
     def _told(self, path, history, force):
         """(seconds between samples, load.Estimate or None) of a history and a model, made once for both."""
-        if path.told is None or path.told[0] is not history or path.told[1] is not force:
-            path.told = (history, force, *self._made(history, force))
-        given_ns = self.settings.intervals_ns.get(path.name)
-        return given_ns / SECOND_ns if given_ns else path.told[2], path.told[3]
+        told = path.told  # other threads replace it
+        if told is None or told[0] is not history or told[1] is not force:
+            told = path.told = (history, force, *self._made(history, force))
+        return self._interval_s(path.name, told[2]), told[3]
+
+    def _interval_s(self, name, seen_s):
+        """Seconds between samples of a path: as the configuration gives them, else as they are seen."""
+        given_ns = self.settings.intervals_ns.get(name)
+        return given_ns / SECOND_ns if given_ns else seen_s
 
     def _made(self, history, force):
         times = np.array([sample[0] for sample in history], np.int64)
@@ -267,10 +277,12 @@ class LoadService:
 
         KeyError: there is no such path. ValueError: this is no model.
         """
-        return self._put_model(self.known[name].name, load.from_document(document), now_ns)
-
-    def _put_model(self, name, model, now_ns):
+        name, model = self.known[name].name, load.from_document(document)
         return self.store.submit(partial(self._write_model, name, model, now_ns))
+
+    def _write_models(self, models, now_ns):
+        written = [self._write_model(name, model, now_ns) for name, model in models.items()]
+        return lambda: [put_in_force() for put_in_force in written]
 
     def _write_model(self, name, model, now_ns):
         version = self.store.add_model(name, load.to_document(model), now_ns)
@@ -295,6 +307,11 @@ class Gain(NamedTuple):
 def own_name(agent_id, master_clock, domain):
     """What a path is called that the configuration does not name."""
     return f"{ODD.sub('_', agent_id)}:{master_clock}:{domain}"
+
+
+def fresh_seconds(interval_s):
+    """How old the latest sample of a path may be."""
+    return max(STALE_intervals * interval_s, STALE_LEAST_seconds)
 
 
 def merged(history, rows):

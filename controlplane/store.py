@@ -61,6 +61,10 @@ class Store(Database):
         sql = "INSERT INTO paths (name, agent_id, master_clock, domain) VALUES (?, ?, ?, ?)"
         return self.writing.execute(sql, (name, agent_id, master_clock, domain)).lastrowid
 
+    def names_written(self):
+        """Names of the paths, with those that the transaction has added so far."""
+        return {name for (name,) in self.writing.execute("SELECT name FROM paths")}
+
     def add_samples(self, path, samples):
         """Add (ts_ns, request_id, slave_clock, delay_ns) to the path of this number; how many were not there yet."""
         before = self.writing.total_changes

@@ -17,6 +17,7 @@ from qoetap.exits import USAGE, Exit
 BLOCK_bytes = 1 << 20
 LOOK_seconds = 0.25  # at a file that does not grow, at a pipe without a writer
 AGAIN_seconds = 0.5  # before what could not be written is tried again
+LEAVE_seconds = 1.0  # a file that has lost its name is read for so long still: its writer may not know yet
 END_seconds = 5.0
 
 
@@ -86,6 +87,7 @@ class Tail(Source):
 
     def __init__(self, path, service):
         self.fd, self.lines, self.poll = None, Lines(), select.poll()
+        self.nameless_s = None  # since when another file has its name, by the monotonic clock
         super().__init__(path, service)
 
     def step(self):
@@ -118,22 +120,29 @@ class Tail(Source):
         status = os.fstat(self.fd)
         if stat.S_ISFIFO(status.st_mode):
             self.hand(self.lines.end())  # its writer went
-        if self._replaced(status):
+        if self._cut(status) or self._left(status):
             self.hand(self.lines.end())
             self.shut()
             return 0
         return LOOK_seconds
 
-    def _replaced(self, status):
-        """Whether another file has its name, or it was cut."""
+    def _cut(self, status):
+        return stat.S_ISREG(status.st_mode) and status.st_size < os.lseek(self.fd, 0, os.SEEK_CUR)
+
+    def _left(self, status):
+        """Whether another file has its name, and has had it for LEAVE_seconds."""
         try:
             now = os.stat(self.name)
         except OSError:
             return False  # another one may come
-        position = os.lseek(self.fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else 0
-        return (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino) or now.st_size < position
+        if (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
+            self.nameless_s = None
+            return False
+        self.nameless_s = self.nameless_s or time.monotonic()
+        return time.monotonic() - self.nameless_s > LEAVE_seconds
 
     def shut(self):
+        self.nameless_s = None
         if self.fd is not None:
             self.poll.unregister(self.fd)
             os.close(self.fd)

@@ -4,6 +4,7 @@ The server runs in a thread of its own, so that this one hears signals: TERM and
 answered, HUP reads paths and models anew.
 """
 
+import contextlib
 import json
 import logging
 import signal
@@ -13,11 +14,12 @@ import threading
 import time
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 import detectors as registry
 from controlplane import api, load, selection
 from controlplane.centres import Selection
-from controlplane.database import StateError
+from controlplane.database import Busy, StateError
 from controlplane.page_routes import page_routes
 from controlplane.service import LoadService, Settings
 from controlplane.store import Store
@@ -103,6 +105,31 @@ def bound(address, token):
     return listener
 
 
+class Connection(AutoHTTPProtocol):
+    """Of a client. Closed if no whole head of a request comes for KEEP_ALIVE_seconds; uvicorn sees to that only where
+    nothing at all comes after an answer, so that strangers could hold all connections."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        self.patience.cancel()
+        self._wait()
+
+    def connection_lost(self, error):
+        self.patience.cancel()
+        super().connection_lost(error)
+
+    def _wait(self):
+        self.patience = self.loop.call_later(KEEP_ALIVE_seconds, self._give_up)
+
+    def _give_up(self):
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
 class Server:
     """The API on a socket, in a thread, until `close`."""
 
@@ -111,7 +138,7 @@ class Server:
         logging.getLogger("uvicorn").addHandler(logging.NullHandler())
         logging.getLogger("uvicorn").propagate = False
         settings = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+            app, http=Connection, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
             proxy_headers=False, limit_concurrency=CONNECTIONS_MAX, timeout_keep_alive=KEEP_ALIVE_seconds,
             timeout_graceful_shutdown=DRAIN_seconds,
         )  # fmt: skip
@@ -140,10 +167,10 @@ class Serve:
         try:
             self.store = Store(serve.state)
             self.service = LoadService(self.store, settings, time.time_ns())
+            self.selection = Selection(self.service.reading_of, self.service.load_at, self.store, serve)
         except StateError as error:
             raise Exit(USAGE, f"serve.state: {error}") from error
         limits = api.Limits(token, serve.body, serve.requests)
-        self.selection = Selection(self.service.reading_of, self.service.load_at, self.store, serve)
         app, self.streams = api.make(self.service, limits, __version__, self._routers())
         self.server, self.notifier, self.tidied = Server(app, listener), Notifier(), time.monotonic()
 
@@ -168,6 +195,8 @@ class Serve:
         self.notifier.stopping()
         self.streams.ending = True
         for source in self.sources:
+            source.ending.set()  # of all first: one that takes long keeps no other from it
+        for source in self.sources:
             source.close()
         self.server.close()
         self.store.close()
@@ -185,12 +214,14 @@ class Serve:
             raise Exit(RUN_ERROR, "the server ended by itself")
         if time.monotonic() - self.tidied >= TIDY_seconds:
             self.tidied = time.monotonic()
-            self.service.tidy(time.time_ns())
+            with contextlib.suppress(Busy):  # what waits goes first
+                self.service.tidy(time.time_ns())
             self.notifier.status(f"{len(self.service.known)} paths, {self.service.counts['accepted']:,} samples")
         for who in (self.store, *self.sources):
-            if who.trouble != self.troubles.get(who) and who.trouble:
-                say(who.trouble)
-            self.troubles[who] = who.trouble
+            trouble = who.trouble  # another thread sets it
+            if trouble and trouble != self.troubles.get(who):
+                say(trouble)
+            self.troubles[who] = trouble
         self.notifier.feed(self.store.thread.is_alive())
 
     def reload(self):
@@ -200,7 +231,7 @@ class Serve:
             serve = settings_of(self.args)
             self.service.configure(service_settings(serve), time.time_ns())
             self.selection.configure(serve)
-        except (Exit, StateError) as error:
+        except (Exit, Busy, StateError) as error:
             say(f"reload: {error}; going on as before")
         else:
             fixed = [key for key in FIXED if getattr(serve, key) != getattr(self.serve, key)]

@@ -212,6 +212,8 @@ def test_a_token_is_asked_for_everywhere(service):
     assert client.get("/v1/paths", auth=("anybody", "s3cret")).status_code == 200
     assert client.get("/v1/paths", auth=("s3cret", "")).status_code == 401
     assert client.get("/openapi.json", auth=("a", "s3cret")).json()["security"] == [{"bearer": []}, {"basic": []}]
+    foreign = Client(service, token="schlüssel")
+    assert foreign.get("/v1/paths", headers={"Authorization": "Bearer schlüssel".encode()}).status_code == 200
 
 
 def test_every_answer_has_the_headers(client):

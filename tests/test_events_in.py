@@ -20,6 +20,7 @@ WAIT_seconds = 30
 def quick(monkeypatch):
     monkeypatch.setattr(events_in, "LOOK_seconds", 0.01)
     monkeypatch.setattr(events_in, "AGAIN_seconds", 0.01)
+    monkeypatch.setattr(events_in, "LEAVE_seconds", 0.05)
 
 
 @pytest.fixture
@@ -102,6 +103,23 @@ def test_a_file_that_is_exchanged_or_cut_is_read_anew(service, opened, tmp_path)
     assert accepted(service, 15) and source.trouble is None
     path.write_bytes(some(15, 1))  # shorter than before
     assert accepted(service, 16)
+
+
+def test_a_writer_that_has_not_noticed_yet_loses_nothing(service, opened, tmp_path, monkeypatch):
+    """As between logrotate's rename and the signal to whoever writes."""
+    monkeypatch.setattr(events_in, "LEAVE_seconds", 1000)
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(some(0, 10))
+    opened(path)
+    assert accepted(service, 10)
+    with path.open("ab") as writer:
+        path.rename(tmp_path / "events.jsonl.1")
+        path.write_bytes(some(10, 5))
+        time.sleep(0.1)  # some looks at the name
+        writer.write(some(15, 3))
+    assert accepted(service, 13)
+    monkeypatch.setattr(events_in, "LEAVE_seconds", 0)
+    assert accepted(service, 18)
 
 
 def test_writers_of_a_named_pipe_come_and_go(service, opened, tmp_path):

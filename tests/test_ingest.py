@@ -1,6 +1,7 @@
 """Lines to samples: what is taken, what is ignored, and why the rest is rejected."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -115,3 +116,14 @@ def test_delays_that_were_given():
         Sample("", "", 0, NOW, ingest.GIVEN, "", 5, "p"),
     ]
     assert found.rejected == {"missing_field": 1, "negative_delay": 1, "absurd_time": 1}
+
+
+def test_many_short_lines_take_no_memory_each():
+    data = b"ab\n" * 20_000
+    tracemalloc.start()
+    try:
+        found = parse(data, NOW)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.rejected == {"bad_json": 20_000} and most_bytes < 2 * len(data)

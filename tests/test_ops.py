@@ -208,6 +208,7 @@ def test_the_unit_of_serve_asks_for_nothing():
     found = unit("qoetap-serve.service")
     assert found["CapabilityBoundingSet"] == [""] and "AmbientCapabilities" not in found and found["Type"] == ["notify"]
     assert "AF_PACKET" not in found["RestrictAddressFamilies"][0] and found["MemoryDenyWriteExecute"] == ["no"]
+    assert "ProcSubset" not in found  # /proc/stat, without which the process_ metrics are missing
     program, *words = found["ExecStart"][0].split()
     args, module, _ = cli.parse(words)
     assert program.endswith("/qoetap") and module == "qoetap.serve" and args.config == "/etc/qoetap/qoetap.yaml"

@@ -11,8 +11,10 @@ import time
 import pytest
 
 from bench import control
+from controlplane.database import Busy
 from controlplane.load import to_document
 from controlplane.store import MIGRATIONS, Store
+from qoetap import control_parsers, serve
 from qoetap.exits import USAGE
 from tests.helpers import run
 from tests.load_events import MASTER, MODEL, SECOND, event, lines, serving
@@ -136,6 +138,13 @@ def of_another_version(path):
         found.store.submit(lambda: (found.store.add_model("north", document, 1), lambda: None)[1]).result(WAIT_seconds)
 
 
+def without_page_loads(path):
+    """A state file that lacks a table."""
+    store = Store(path)
+    store.submit(lambda: (store.writing.execute("DROP TABLE page_loads"), lambda: None)[1]).result(WAIT_seconds)
+    store.close()
+
+
 def refuses(*words):
     """The one sentence with which `qoetap serve` does not start."""
     ended = run("serve", *words)
@@ -151,6 +160,8 @@ def test_what_keeps_it_from_starting(tmp_path, monkeypatch):
     assert "cannot be opened" in refuses(*any_port, tmp_path / "nowhere" / "state")
     of_another_version(tmp_path / "other")
     assert "model 1 of north: the model is of version 7" in refuses(*any_port, tmp_path / "other")
+    without_page_loads(tmp_path / "torn")
+    assert "cannot be read (no such table: page_loads)" in refuses(*any_port, tmp_path / "torn")
     store = Store(tmp_path / "mine")
     assert "another process has it in use" in refuses(*any_port, tmp_path / "mine")
     store.close()
@@ -185,3 +196,51 @@ def test_paths_that_cannot_be(tmp_path, change, said):
     values["serve"]["paths"][1] |= change
     config.write_text(json.dumps(values))
     assert said in refuses("-c", config, "--state", tmp_path / "state", "--listen", "127.0.0.1:0")
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A Serve in this process, whose configuration is in site.yaml."""
+    config = tmp_path / "site.yaml"
+    write_config(config, "north")
+    words = ("-c", str(config), "--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+    args = control_parsers.serve().parse_args(words)
+    made = serve.Serve(args, serve.settings_of(args))
+    yield made
+    made.end()
+
+
+def test_who_sends_no_request_is_cut_off(running, monkeypatch):
+    """At once, after the beginning of one, and after an answer; who waits for an answer is not."""
+    monkeypatch.setattr(serve, "KEEP_ALIVE_seconds", 1.0)
+    where, head = running.server.listener.getsockname(), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    listening = socket.create_connection(where, WAIT_seconds)
+    listening.sendall(b"GET /v1/load/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    for sent in (b"", head, head + b"\r\n" + head):
+        with socket.create_connection(where, WAIT_seconds) as client:
+            client.sendall(sent)
+            answers = b"".join(iter(lambda: client.recv(4096), b""))
+        assert answers.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+    with listening:
+        assert running.streams.listeners == 1
+
+
+def test_a_queue_that_is_full_ends_nothing(running, tmp_path, monkeypatch, capsys):
+    """Neither what is done each second nor a reload, which then changes nothing."""
+
+    def busy(*_):
+        raise Busy("200000 rows wait to be written")
+
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(to_document(MODEL)))
+    write_config(tmp_path / "site.yaml", "north", "south", model=model, keep="1d")
+    before = running.service.settings
+    with monkeypatch.context() as patch:
+        patch.setattr(running.store, "submit", busy)
+        running.tidied -= serve.TIDY_seconds
+        running._look()
+        running.reload()
+    assert "reload: 200000 rows wait to be written; going on as before" in capsys.readouterr().err
+    assert running.service.settings is before and list(running.service.known) == ["north"]
+    running.reload()
+    assert list(running.service.known) == ["north", "south"] and running.service.in_force("north").version == 1

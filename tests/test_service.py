@@ -1,6 +1,7 @@
 """Load service: what events make of it, in any order and however often; restarts, models, staleness, retention."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from controlplane import load, service
 from controlplane.database import StateError
+from controlplane.ingest import parse
 from controlplane.load import HISTORY_samples, to_document
 from controlplane.service import Settings
 from tests.load_events import KEEP, MASTER, MODEL, NOW, PATH, SECOND, SETTINGS, event, lines, series, serving
@@ -132,6 +134,16 @@ def test_an_interval_that_is_given_counts(path):
         assert not found.load("north", NOW + 30 * SECOND)["stale"] and found.load("north", NOW + 31 * SECOND)["stale"]
 
 
+def test_a_load_of_then_goes_by_the_interval_that_is_given(path):
+    named, age_ns = {("tap", MASTER, 0): "north"}, 25 * SECOND
+    for interval_ns in (10 * SECOND, 5 * SECOND):
+        with serving(path, SETTINGS._replace(named=named, intervals_ns={"north": interval_ns})) as found:
+            found.take(lines(event()), NOW)
+            reading = found.load("north", NOW + age_ns)
+            assert reading["stale"] == (3 * interval_ns < age_ns)
+            assert found.load_at("north", NOW + age_ns) == reading["load"]
+
+
 def test_a_clock_behind_the_events_makes_no_negative_age(path):
     with serving(path) as found:
         found.take(lines(event(NOW + SECOND)), NOW)
@@ -202,6 +214,27 @@ def test_paths_are_bounded(path, monkeypatch):
         assert found.counts["rejected.too_many_paths"] == 3
 
 
+def test_known_paths_take_no_room_of_new_ones(path, monkeypatch):
+    monkeypatch.setattr(service, "PATHS_MAX", 3)
+    with serving(path) as found:
+        found.take(lines(event(agent="a"), event(agent="b")), NOW)
+        more = lines(event(agent="a", request_id=2), event(agent="b", request_id=2), event(agent="c"))
+        assert found.take(more, NOW) == taken(3)
+
+
+def test_paths_of_requests_that_share_a_transaction_are_bounded(path, monkeypatch):
+    monkeypatch.setattr(service, "PATHS_MAX", 3)
+    with serving(path) as found:
+        inside, go = threading.Event(), threading.Event()
+        found.store.submit(lambda: (inside.set(), go.wait(10), lambda: None)[2])
+        assert inside.wait(10)
+        bodies = [lines(event(agent=f"{at}a"), event(agent=f"{at}b")) for at in range(3)]
+        futures = [found.submit(parse(body, NOW), NOW) for body in bodies]
+        go.set()
+        assert [future.result(10)["accepted"] for future in futures] == [2, 1, 0]
+        assert len(found.known) == 3
+
+
 def test_a_new_configuration_names_paths_and_sets_models(path):
     with serving(path) as found:
         found.take(lines(event()), NOW)
@@ -241,15 +274,6 @@ def test_a_stored_model_of_another_version_is_named(path):
         found.store.submit(lambda: (found.store.add_model(PATH, document, NOW), lambda: None)[1]).result(10)
     with pytest.raises(StateError, match=f"model 1 of {PATH}: .*version 2"), serving(path):
         pass
-
-
-def test_who_waits_for_changes_is_told(path):
-    told = []
-    with serving(path) as found:
-        found.changed.append(told.append)
-        found.take(lines(event(), event(agent="b")), NOW)
-        found.take(lines(event()), NOW)  # known already
-        assert told == [{PATH, f"b:{MASTER}:0"}]
 
 
 def test_samples_that_are_asked_for(path):

@@ -139,8 +139,8 @@ class Streams:
         except (OSError, EOFError, TimeoutError):
             pass  # the other side has gone, or is idle or slow
         finally:
+            await _closed(writer)
             self.open.pop(task, None)
-            writer.close()
 
     async def _converse(self, reader, writer, host):
         while True:
@@ -155,6 +155,18 @@ class Streams:
             writer.write(len(reply).to_bytes(LENGTH_bytes) + reply)
             async with asyncio.timeout(IDLE_seconds):
                 await writer.drain()
+
+
+async def _closed(writer):
+    """Close a connection: who does not take what was written within IDLE_seconds does not get it."""
+    writer.close()
+    try:
+        async with asyncio.timeout(IDLE_seconds):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        pass  # the other side has gone, or does not read
+    finally:
+        writer.transport.abort()
 
 
 class Server:

@@ -112,7 +112,8 @@ def router(selection, clock):
     @router.post("/v1/page-loads", response_model=PageLoadsTaken, responses=documented(*BODY, 503))
     async def post_page_loads(page_loads: Annotated[list[PageLoad], Field(max_length=PAGE_LOADS_MAX)]):
         """Take measured page loads: curves are learned from them. One that is sent twice counts once."""
-        taken = await asyncio.wrap_future(selection.take(page_loads, clock()))
+        # In a thread: to tell the loads of thousands takes seconds, in which nobody else would be answered
+        taken = await asyncio.wrap_future(await asyncio.to_thread(selection.take, page_loads, clock()))
         if taken["accepted"]:
             await asyncio.to_thread(selection.learn, {one["content"] for one in page_loads})
         return taken

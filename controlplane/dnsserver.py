@@ -50,7 +50,7 @@ class Responder:
         self.counts.received["TCP" if tcp else "UDP"] += 1
         if self.ending:
             return self._drop("ending")
-        query = self._read(packet)
+        query = dnsmessage.read(packet, self.settings.ecs)
         if isinstance(query, dnsmessage.Dropped):
             return self._drop(query.reason)
         if not tcp and not self.limit.allows(asker_prefix(host), self.clock()):
@@ -62,11 +62,6 @@ class Responder:
         if not dnsmessage.wants_addresses(query):
             return self._reply("NOERROR", dnsmessage.no_data(query, self.settings.ttl_seconds))
         return self._look_up(query, item, host, tcp)
-
-    def _read(self, packet):
-        """The query as we take it: an option that does not count is not repeated either."""
-        query = dnsmessage.read(packet)
-        return query if self.settings.ecs or isinstance(query, dnsmessage.Dropped) else query._replace(subnet=None)
 
     def _look_up(self, query, item, host, tcp):
         prefix = self._user(query, host)

@@ -145,9 +145,10 @@ def test_the_prefix_that_counts(option, prefix, told):
     assert asked.asked == [(prefix, "page")] and ecs_of(got) == told and addresses(got) == list(CHOSEN[:2])
 
 
-def test_it_may_be_turned_off():
+@pytest.mark.parametrize("option", [subnet("10.1.2.0", 24), b"malformed"])
+def test_it_may_be_turned_off(option):
     asked = AtHand()
-    got = reply(question(ecs=subnet("10.1.2.0", 24)), responder(asked, ecs=False))
+    got = reply(question(ecs=option), responder(asked, ecs=False))
     assert asked.asked == [("198.51.100.0/24", "page")] and ecs_of(got) is None
 
 

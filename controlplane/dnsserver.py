@@ -180,7 +180,7 @@ class Server:
             self.listeners.append(await asyncio.start_server(self.streams.serve, sock=tcp))
 
     async def stop(self):
-        """Take nothing new, reply to what waits within DRAIN_seconds, end."""
+        """Take nothing new, reply to what waits, without the service after DRAIN_seconds, end."""
         for listener in self.listeners:
             listener.close()
         self.responder.ending = True
@@ -188,6 +188,9 @@ class Server:
             async with asyncio.timeout(DRAIN_seconds):
                 while self.responder.counts.waiting:
                     await asyncio.sleep(DRAIN_CHECK_seconds)
+        if self.responder.counts.waiting:
+            self.responder.redirector.give_up()
+            await asyncio.sleep(DRAIN_CHECK_seconds)
         for task in [*(task for protocol in self.datagrams for task in protocol.tasks), *self.streams.open]:
             task.cancel()
         for protocol in self.datagrams:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from controlplane import load_curves, load_scores
+from controlplane.load_document import from_document, to_document
 from controlplane.load_estimate import interval, interval_of, scatter_left
 from controlplane.load_levels import SAMPLES_MIN, checked, levels_of, shuffled
 from controlplane.load_model import (
@@ -89,7 +90,17 @@ def learn(delay_ns, load, ts_ns=None, *, kind=EXPONENTIAL, trace=None, held_s=HE
     else:
         shape, w = shape_of(levels_of(samples), kind, 50.0, 1), Model.w
     seen = levels_of(samples, shape.model.percentile, shape.model.samples)
-    return finish(replace(shape.model, w=w), shape, seen, samples, steps)
+    fit = finish(replace(shape.model, w=w), shape, seen, samples, steps)
+    require_readable(fit.model)
+    return fit
+
+
+def require_readable(model):
+    """ValueError if its document would be refused: loads that are too near one another, times in another unit."""
+    try:
+        from_document(to_document(model))
+    except ValueError as error:
+        raise ValueError(f"the samples lead to no model that could be used: {error}") from error
 
 
 def finish(model, shape, seen, samples, steps):

@@ -182,7 +182,8 @@ def test_the_prober_loads_the_page_and_all_its_objects():
 
 def test_objects_of_a_page():
     html = """<link rel=stylesheet href=a.css><link rel=canonical href=no><script src="/b.js"></script>
-    <img src=c.jpg><img src=c.jpg><img src="data:x"><a href=no>"""
+    <img src=c.jpg><img src="c.jpg#top"><img src="data:x"><a href=no><iframe src="about:blank"><img src="http://["><img>
+    <img src>"""
     assert pages.objects_of("http://x/y/", html) == ["http://x/y/a.css", "http://x/b.js", "http://x/y/c.jpg"]
 
 

@@ -133,6 +133,7 @@ def changed(**fields):
         ({**BARE, "filter": []}, "the model's filter must be an object"),
         ({**BARE, "kind": "monotone"}, "has no curve"),
         (changed(curve={"shape": "pchip", "load": [0, 0.5], "delay_ns": [5, 5]}), "curve.delay_ns does not rise"),
+        (changed(curve={"shape": "pchip", "load": [0, 1], "delay_ns": [1e17, 1e17 + 16]}), "curve.delay_ns does not"),
         (changed(curve={"shape": "pchip", "load": [0.5, 0], "delay_ns": [5, 6]}), "curve.load does not rise"),
         (changed(curve={"shape": "pchip", "load": [0], "delay_ns": [5]}), "of one length, 2 at least"),
         (changed(curve={"shape": "round", "load": [0, 1], "delay_ns": [5, 6]}), "shape must be isotonic or pchip"),

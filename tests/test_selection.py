@@ -1,7 +1,8 @@
 """Page loads in, curves and the data centre of a user out, over the API; what is kept survives a restart."""
 
+import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,7 +45,7 @@ class Paths:
     """Readings that a test sets."""
 
     def __init__(self):
-        self.loads, self.now_ns = {}, NOW_ns
+        self.loads, self.now_ns, self.blocked = {}, NOW_ns, False
 
     def reading_of(self, path, _):
         if path not in self.loads:
@@ -54,6 +55,8 @@ class Paths:
         return {"load": load, "class": kind, "delay_ns": 1000, "interval_s": 4.0, "stale": load is None}
 
     def load_at(self, path, _):
+        with suppress(RuntimeError):  # no loop runs in this thread, so nobody waits for it
+            self.blocked = bool(asyncio.get_running_loop())
         return self.loads.get(path)
 
     def set(self, seconds=1.0, **loads):
@@ -194,6 +197,7 @@ def test_the_load_is_that_of_the_path_then(client, paths):
     ahead = page_loads(1, ts_ns=NOW_ns + 3600 * SECOND_ns)
     rejected = {"no_load": 2, "ahead": 1}
     assert post(client, loads + ahead).json() == {"accepted": 3, "duplicates": 0, "rejected": rejected}
+    assert not paths.blocked
 
 
 @pytest.mark.parametrize(

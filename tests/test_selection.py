@@ -1,7 +1,6 @@
 """Page loads in, curves and the data centre of a user out, over the API; what is kept survives a restart."""
 
 import asyncio
-import threading
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
@@ -107,15 +106,6 @@ def page_loads(count=200, content="page", path="pa", start=0, **more):
 
 def post(client, loads):
     return client.post("/v1/page-loads", json=loads)
-
-
-def test_loads_of_then_do_not_hold_up_others(tmp_path, paths, monkeypatch):
-    """To tell them takes a millisecond each."""
-    asked_in = []
-    monkeypatch.setattr(paths, "load_at", lambda *_: asked_in.append(threading.current_thread()) or 0.5)
-    with opened(tmp_path, paths) as (client, _):
-        assert post(client, page_loads(3, load=None)).json()["accepted"] == 3
-    assert len(asked_in) == 3 and threading.main_thread() not in asked_in  # where the event loop is, here
 
 
 def test_the_data_centre_of_a_user(client, paths):

@@ -96,10 +96,11 @@ class Selection:
         """
         rows, rejected = [], Counter()
         for one in page_loads:
-            load = one["load"] if one.get("load") is not None else self.load_at(one["path"], one["ts_ns"])
             if one["ts_ns"] > now_ns + AHEAD_ns:
                 rejected[AHEAD] += 1
-            elif load is None:
+                continue
+            load = one["load"] if one.get("load") is not None else self.load_at(one["path"], one["ts_ns"])
+            if load is None:
                 rejected[NO_LOAD] += 1
             else:
                 rows.append((one["path"], one["content"], one["ts_ns"], one["seconds"], load, one.get("bytes")))

@@ -60,8 +60,8 @@ class Dropped(NamedTuple):
     reason: str
 
 
-def read(packet):
-    """The Query of a packet, or Dropped."""
+def read(packet, ecs=True):
+    """The Query of a packet, or Dropped. ecs: whether the option Client Subnet counts; else it is not looked at."""
     if len(packet) < HEADER_bytes:
         return Dropped("short")
     number, flags, questions, answers, authority, additional = struct.unpack("!6H", packet[:HEADER_bytes])
@@ -74,7 +74,7 @@ def read(packet):
         return query._replace(rcode=FORMERR)
     try:
         record = DNSRecord.parse(_plain(packet, additional))
-        return _with_edns(query._replace(question=record.q), record)
+        return _with_edns(query._replace(question=record.q), record, ecs)
     except Exception:  # the parser has errors of many kinds
         return query._replace(rcode=FORMERR)
 
@@ -107,7 +107,7 @@ def _name_end(packet, at):
     return at + 1
 
 
-def _with_edns(query, record):
+def _with_edns(query, record, ecs):
     found = [rr for rr in record.ar if rr.rtype == QTYPE.OPT]
     if not found:
         return query
@@ -120,7 +120,7 @@ def _with_edns(query, record):
     if opt.edns_ver:
         return query._replace(rcode=BADVERS)
     try:
-        subnets = [subnet_of(option.data) for option in opt.rdata if option.code == CLIENT_SUBNET]
+        subnets = [subnet_of(option.data) for option in opt.rdata if ecs and option.code == CLIENT_SUBNET]
     except ValueError:
         return query._replace(rcode=FORMERR)
     return query._replace(subnet=subnets[0] if subnets else None)

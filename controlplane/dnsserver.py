@@ -50,7 +50,7 @@ class Responder:
         self.counts.received["TCP" if tcp else "UDP"] += 1
         if self.ending:
             return self._drop("ending")
-        query = self._read(packet)
+        query = dnsmessage.read(packet, self.settings.ecs)
         if isinstance(query, dnsmessage.Dropped):
             return self._drop(query.reason)
         if not tcp and not self.limit.allows(asker_prefix(host), self.clock()):
@@ -62,11 +62,6 @@ class Responder:
         if not dnsmessage.wants_addresses(query):
             return self._reply("NOERROR", dnsmessage.no_data(query, self.settings.ttl_seconds))
         return self._look_up(query, item, host, tcp)
-
-    def _read(self, packet):
-        """The query as we take it: an option that does not count is not repeated either."""
-        query = dnsmessage.read(packet)
-        return query if self.settings.ecs or isinstance(query, dnsmessage.Dropped) else query._replace(subnet=None)
 
     def _look_up(self, query, item, host, tcp):
         prefix = self._user(query, host)
@@ -139,8 +134,8 @@ class Streams:
         except (OSError, EOFError, TimeoutError):
             pass  # the other side has gone, or is idle or slow
         finally:
+            await _closed(writer)
             self.open.pop(task, None)
-            writer.close()
 
     async def _converse(self, reader, writer, host):
         while True:
@@ -155,6 +150,18 @@ class Streams:
             writer.write(len(reply).to_bytes(LENGTH_bytes) + reply)
             async with asyncio.timeout(IDLE_seconds):
                 await writer.drain()
+
+
+async def _closed(writer):
+    """Close a connection: who does not take what was written within IDLE_seconds does not get it."""
+    writer.close()
+    try:
+        async with asyncio.timeout(IDLE_seconds):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        pass  # the other side has gone, or does not read
+    finally:
+        writer.transport.abort()
 
 
 class Server:
@@ -173,7 +180,7 @@ class Server:
             self.listeners.append(await asyncio.start_server(self.streams.serve, sock=tcp))
 
     async def stop(self):
-        """Take nothing new, reply to what waits within DRAIN_seconds, end."""
+        """Take nothing new, reply to what waits, without the service after DRAIN_seconds, end."""
         for listener in self.listeners:
             listener.close()
         self.responder.ending = True
@@ -181,6 +188,9 @@ class Server:
             async with asyncio.timeout(DRAIN_seconds):
                 while self.responder.counts.waiting:
                     await asyncio.sleep(DRAIN_CHECK_seconds)
+        if self.responder.counts.waiting:
+            self.responder.redirector.give_up()
+            await asyncio.sleep(DRAIN_CHECK_seconds)
         for task in [*(task for protocol in self.datagrams for task in protocol.tasks), *self.streams.open]:
             task.cancel()
         for protocol in self.datagrams:

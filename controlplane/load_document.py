@@ -92,7 +92,7 @@ def _curve(reader):
         reader.numbers("delay_ns", 1.0, DELAY_LIMIT_ns),
     )
     reader.end()
-    for name, values in (("load", curve.load), ("delay_ns", curve.delay_ns)):
+    for name, values in (("load", curve.load), ("delay_ns", [*map(math.log, curve.delay_ns)])):  # it is told in ln
         if any(b <= a for a, b in zip(values, values[1:], strict=False)):
             raise ValueError(f"the model's curve.{name} does not rise from knot to knot")
     _check_lengths("curve", curve.load, curve.delay_ns)

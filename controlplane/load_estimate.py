@@ -127,7 +127,7 @@ def estimate(model, ts_ns, delay_ns):
     interval_s = interval_of(ts_ns, model.interval_s)
     w = converted(model.w, model.interval_s, interval_s)
     weights = past_weights(len(loads), w)
-    load = float(weights @ loads)
+    load = min(1.0, float(weights @ loads))  # rounding may exceed it
     class_ = smoothed_class(model, load, weights @ (loads == 1.0))
     persistence = converted(model.spread.persistence, model.interval_s, interval_s) if model.spread else 0.0
     low, high = interval(model, load, class_, scatter_left(len(loads), w, persistence))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from controlplane import load_curves, load_scores
+from controlplane.load_document import from_document, to_document
 from controlplane.load_estimate import interval, interval_of, scatter_left
 from controlplane.load_levels import SAMPLES_MIN, checked, levels_of, shuffled
 from controlplane.load_model import (
@@ -89,7 +90,17 @@ def learn(delay_ns, load, ts_ns=None, *, kind=EXPONENTIAL, trace=None, held_s=HE
     else:
         shape, w = shape_of(levels_of(samples), kind, 50.0, 1), Model.w
     seen = levels_of(samples, shape.model.percentile, shape.model.samples)
-    return finish(replace(shape.model, w=w), shape, seen, samples, steps)
+    fit = finish(replace(shape.model, w=w), shape, seen, samples, steps)
+    require_readable(fit.model)
+    return fit
+
+
+def require_readable(model):
+    """ValueError if its document would be refused: loads that are too near one another, times in another unit."""
+    try:
+        from_document(to_document(model))
+    except ValueError as error:
+        raise ValueError(f"the samples lead to no model that could be used: {error}") from error
 
 
 def finish(model, shape, seen, samples, steps):
@@ -173,33 +184,40 @@ def separation(lower, upper):
     return float(np.mean(below) / (2 * len(ordered)))
 
 
-def stands_out(told, at, w):
-    """Whether the estimates at level `at` separate from the lowest level's. told: for each level, runs of single ones.
+def separates(told, at, w):
+    """Whether SEPARATE of pairs of smoothed estimates, of the lowest level and of level `at`, are in order.
 
-    Two conditions: SEPARATE of pairs of smoothed estimates are in order; and pairs of single ones are so more often
-    than chance has it (Mann-Whitney, SIGNIFICANT deviations), counting correlated ones as fewer.
+    told: for each level, runs of single estimates.
     """
-    settled = [load_scores.settled(told[level], w) for level in (0, at)]
+    return separation(*(load_scores.settled(told[level], w) for level in (0, at))) >= SEPARATE
+
+
+def is_no_chance(told, at):
+    """Whether pairs of single estimates are in order more often than chance has it (Mann-Whitney, SIGNIFICANT
+    deviations), counting correlated ones as fewer.
+    """
     single = [np.concatenate(told[level]) for level in (0, at)]
     persistence = persistence_of([told[0], told[at]])
     m, n = (max(1.0, len(loads) * (1 - persistence) / (1 + persistence)) for loads in single)
     by_chance = np.sqrt((m + n + 1) / (12 * m * n))
-    return separation(*settled) >= SEPARATE and separation(*single) > 0.5 + SIGNIFICANT * by_chance
+    return separation(*single) > 0.5 + SIGNIFICANT * by_chance
 
 
 def low_threshold(model, seen):
     """Load below which the smoothed estimate does not tell the load: the greater of two.
 
-    Half way between the highest level whose estimates do not stand out from the lowest level's and the next; and what
-    LOW_SHARE of the estimates stay below at each level up to that one, or it would often not be low.
+    Half way between the first level that stands out from the lowest one and the level below it; and what LOW_SHARE of
+    the estimates stay below at each level up to that one, or it would often not be low. A level stands out if it and
+    all above it separate, and that is no chance; those above need not prove it, since a long queue is correlated.
     ValueError: no level stands out below the congestion point.
     """
     told = [[inverse(model, run) for run in level.runs] for level in seen]
-    mixed = max(at for at in range(len(seen)) if at == 0 or not stands_out(told, at, model.w))
-    if mixed == len(seen) - 1:
+    mixed = max(at for at in range(len(seen)) if at == 0 or not separates(told, at, model.w))
+    first = next((at for at in range(mixed + 1, len(seen)) if is_no_chance(told, at)), None)
+    if first is None:
         raise ValueError("no level's delays stand out from those of the lowest one: load cannot be told from delay")
-    untold = [np.quantile(load_scores.settled(runs, model.w), LOW_SHARE) for runs in told[: mixed + 1]]
-    low = float(max((seen[mixed].load + seen[mixed + 1].load) / 2, *untold))
+    untold = [np.quantile(load_scores.settled(runs, model.w), LOW_SHARE) for runs in told[:first]]
+    low = float(max((seen[first - 1].load + seen[first].load) / 2, *untold))
     if low >= model.congested:
         raise ValueError("the fit takes the lowest level's delays for congestion: load cannot be told from it")
     return low

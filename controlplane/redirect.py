@@ -104,6 +104,11 @@ class Redirector:
             return _told(await asyncio.shield(self.asked[key]), item, SERVICE)
         return self.without(prefix, item)
 
+    def give_up(self):
+        """Whoever waits for the service is answered without it."""
+        for future in self.asked.values():
+            future.cancel()
+
     def _done(self, key, future):
         del self.asked[key]
         if not future.cancelled():
@@ -115,7 +120,7 @@ class Redirector:
             addresses = await asyncio.wait_for(self.ask(*key), self.timeout_seconds)
             self.memory.put(key, addresses, self.clock())
             answered = True
-        except Exception as error:  # late, or whatever it is: a query has to be answered
+        except (Exception, asyncio.CancelledError) as error:  # late, given up, whatever: a query has to be answered
             raise NoAnswer(f"{type(error).__name__}: {error}") from error
         finally:
             self.breaker.note(answered, self.clock())

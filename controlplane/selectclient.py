@@ -1,9 +1,11 @@
 """Asks the load service for the data centre of a user, in threads, each over a connection that it keeps."""
 
 import asyncio
+import contextlib
 import http.client
 import ipaddress
 import json
+import socket
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +25,19 @@ class SelectClient:
         self.parts, self.timeout_seconds = urlsplit(url), timeout_seconds
         self.headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
         self.pool, self.own = ThreadPoolExecutor(THREADS, "qoetap-select"), threading.local()
+        self.open, self.closed = set(), False
 
     async def ask(self, prefix, content):
         """Addresses for users of a prefix; None: no aggregation point has them. NoAnswer if that cannot be told."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, self._ask, prefix, content)
 
     def close(self):
+        """End, and what is being asked with it: a thread that waits would hold the end of the process up."""
+        self.closed = True
         self.pool.shutdown(wait=False, cancel_futures=True)
+        for connection in self.open.copy():
+            with contextlib.suppress(AttributeError, OSError):  # it is not connected, or not any more
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     # --- in a thread
 
@@ -62,16 +70,20 @@ class SelectClient:
             return reply.status, reply.read(BODY_MAX_bytes)
         except BaseException:
             connection.close()
+            self.open.discard(connection)
             self.own.connection = None
             raise
 
     def _connected(self):
+        if self.closed:
+            raise NoAnswer("nobody waits any more")
         where, wait = (self.parts.hostname, self.parts.port), self.timeout_seconds
         if self.parts.scheme == "https":
             made = http.client.HTTPSConnection(*where, timeout=wait, context=ssl.create_default_context())
         else:
             made = http.client.HTTPConnection(*where, timeout=wait)
         self.own.connection = made
+        self.open.add(made)
         return made
 
 

@@ -17,6 +17,7 @@ ROLES = {  # name: module, function, whether it goes on for ever
     "count": ("endhost.flood", "count", False),
     "bursts": ("endhost.bursts", "bursts", False),
     "webpages": ("endhost.webpages", "webpages", True),
+    "askers": ("endhost.askers", "askers", False),
     "pages": ("endhost.pages", "pages", False),
 }
 

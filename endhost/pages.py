@@ -5,10 +5,11 @@ host, as browsers have, opened anew for each page.
 """
 
 import asyncio
+import contextlib
 import time
 from html.parser import HTMLParser
 from typing import NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 
@@ -40,8 +41,10 @@ class Named(HTMLParser):
         url = found.get(SOURCES.get(tag))
         if tag == "link" and LINKED & set((found.get("rel") or "").lower().split()):
             url = found.get("href")
-        if url and not url.startswith("data:"):
-            self.urls[urljoin(self.base, url)] = None
+        with contextlib.suppress(ValueError):  # it is no URL
+            whole = urljoin(self.base, (url or "").strip()).partition("#")[0]
+            if url and urlsplit(whole).scheme in ("http", "https"):
+                self.urls[whole] = None
 
 
 def objects_of(url, html):

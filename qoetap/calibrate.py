@@ -114,7 +114,7 @@ def calibrate(args):
     with results(args.folder) as folder:
         run = tried(lab_load.record, folder, rate, steps, seed_of(args.seed, SEED))
     lines = list(lab_load.labelled(run))
-    say(lab_load.summary(run))
+    say(lab_load.traffic(run.sent_bytes, run.counted))
     if args.samples:
         write_samples(lines, args.samples)
     if args.output or args.plot or args.json:

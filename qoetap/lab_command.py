@@ -12,14 +12,15 @@ from qoetap.say import say
 
 HERE = Path(__file__).parent
 SEEDS, SEED_MAX, SECONDS_MAX = "5", 1_000_000, 3600
-RATES, LOAD_SEED = "10Mbit,100Mbit", 7
+RATES, LOAD_SEED = {"load": "10Mbit,100Mbit", "pages": "100Mbit", "centres": "10Mbit"}, 7
 SECONDS = {"stalls": 120.0, "hostile": 90.0, "load": 600.0}  # unless told
 LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_seconds, "load": 60}
-PTP = ("load",)  # experiments with ptp4l in place of inline
+PTP = ("load", "pages", "centres")  # experiments with ptp4l in place of inline
 INLINE = ("stalls", "hostile", "street")
 ONLY = {
-    "seeds": ("stalls",), "plot": ("stalls", "load"), "seconds": tuple(SECONDS), "json": tuple(SECONDS),
-    "rate": ("load",), "seed": ("load",), "kind": ("load",), "config": INLINE, "set": INLINE,
+    "seeds": ("stalls",), "plot": ("stalls", "load", "pages"), "seconds": tuple(SECONDS),
+    "json": ("stalls", "hostile", *PTP),
+    "rate": PTP, "seed": PTP, "kind": PTP, "config": INLINE, "set": INLINE,
 }  # fmt: skip
 
 
@@ -91,17 +92,21 @@ def lab(args):
 
 
 def lab_of_load(args):
-    """`qoetap lab load`; its exit status."""
-    from qoetap import calibrate, lab_estimate, lab_estimate_plot  # late: they need the extra `control`
+    """Experiments with ptp4l; the exit status."""
+    from qoetap import calibrate, lab_centres, lab_estimate, lab_estimate_plot, lab_pages, lab_pages_plot  # late: heavy
 
-    rates = [calibrate.rate_of(text) for text in (args.rate or RATES).split(",")]
-    seed = calibrate.seed_of(args.seed, LOAD_SEED)
+    rates = [calibrate.rate_of(text) for text in (args.rate or RATES[args.experiment]).split(",")]
+    seed, kind = calibrate.seed_of(args.seed, LOAD_SEED), args.kind or lab_estimate.KIND
+    modules = {"load": lab_estimate, "pages": lab_pages, "centres": lab_centres}
+    pictures = {"load": lab_estimate_plot, "pages": lab_pages_plot}
     calibrate.check_needs()
     end_by_signals()
     with results(args.output) as folder:
-        seconds = args.seconds or SECONDS["load"]
-        runs = lab_estimate.run_all(folder, rates, seconds, seed, args.kind or lab_estimate.KIND)
-        show(args, runs, lab_estimate)
+        if args.experiment == "load":
+            runs = lab_estimate.run_all(folder, rates, args.seconds or SECONDS["load"], seed, kind)
+        else:
+            runs = modules[args.experiment].run_all(folder, rates, seed, kind)
+        show(args, runs, modules[args.experiment])
     if args.plot:
-        lab_estimate_plot.plot(runs, Path(args.plot))
+        pictures[args.experiment].plot(runs, Path(args.plot))
     return DONE

@@ -76,6 +76,14 @@ def learn(folder, rate_bps, kind, seconds=LEVEL_seconds):
     return load_command.fitted(samples, None, kind, lab_load.HELD_seconds)
 
 
+def write_model(folder, fit):
+    """The file of the model, in the folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.json"
+    path.write_text(json.dumps(loads.to_document(fit.model), indent=1) + "\n")
+    return path
+
+
 def watch(path, service, begin, seconds):
     """[(asked_ns, Reading)] of the only path, every ASK_seconds until so long after `begin`."""
     name, found = service.path_names(1)[0], []
@@ -88,8 +96,7 @@ def watch(path, service, begin, seconds):
 
 def run_once(folder, rate_bps, fit, seconds, seed):
     """The Run of random loads with the model of `fit`."""
-    model = folder / "model.json"
-    model.write_text(json.dumps(loads.to_document(fit.model), indent=1) + "\n")
+    model = write_model(folder, fit)
     steps = lab_load.random_steps(seed, seconds)
     say(f"{rate_text(rate_bps)}: {len(steps)} random loads, {seconds:g} s")
     with OnePath(folder, rate_bps) as path:
@@ -103,7 +110,7 @@ def run_once(folder, rate_bps, fit, seconds, seed):
         counted = path.passed_since(before)
     lines = lab_load.told_slots(sender, steps)
     held = lab_load.held(steps, lines, begin, rate_bps)
-    said = lab_load.summary(lab_load.Run(held, (), counted, sum(line["bytes"] for line in lines)))
+    said = lab_load.traffic(sum(line["bytes"] for line in lines), counted)
     return Run(rate_bps, fit, points_of(answers, held), relative(held), said)
 
 

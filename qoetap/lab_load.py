@@ -90,10 +90,9 @@ def labelled(run):
             yield {"ts_ns": ts_ns, "delay_ns": delay_ns, "load": round(min(run.steps[number].sent, 1.0), 4)}
 
 
-def summary(run):
+def traffic(sent_bytes, counted):
     """A sentence: what was sent, and what the bottleneck counted."""
-    counted = run.counted
     return (
-        f"{len(run.samples):,} samples; {run.sent_bytes:,} bytes of load were sent, and with PTP {counted['bytes']:,} "
-        f"passed the bottleneck, which dropped {counted['drops']:,} packets"
+        f"{sent_bytes:,} bytes of load were sent; with PTP {counted['bytes']:,} passed the bottleneck, which dropped "
+        f"{counted['drops']:,} packets"
     )

@@ -4,18 +4,16 @@ Per load, in an order drawn by the seed: it is sent until it is told apart from 
 for, and then the page, or the file, is loaded beside it. The load is UDP and does not yield; TCP gets what is left.
 """
 
-import json
 import random
 import time
 from typing import NamedTuple
 
 import numpy as np
 
-from controlplane import load as loads
 from endhost.webpages import PORT
 from qoetap.bitrates import rate_text
 from qoetap.exits import RUN_ERROR, Exit
-from qoetap.lab_estimate import learn
+from qoetap.lab_estimate import learn, write_model
 from qoetap.lab_ptp import OnePath
 from qoetap.lab_serve import Service
 from qoetap.lab_site import begin_ns, tried
@@ -62,8 +60,7 @@ def probe(path, service, name, content, level, seed):
 
 def run_once(folder, rate_bps, fit, seed):
     """The Run of all contents at all LOADS."""
-    model = folder / "model.json"
-    model.write_text(json.dumps(loads.to_document(fit.model), indent=1) + "\n")
+    model = write_model(folder, fit)
     todo = [(content, level) for content in CONTENTS for level in LOADS]
     random.Random(seed).shuffle(todo)
     with OnePath(folder, rate_bps) as path:

@@ -27,15 +27,15 @@ class Service:
         self.process = paths.start(self.end, words, "serve")
         self.process.await_text(self.process.err, READY)
 
-    def url(self, path, **query):
-        return f"http://{LISTEN}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+    def url(self, place, **query):
+        return f"http://{LISTEN}{place}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
 
-    def get(self, path, **query):
+    def get(self, place, **query):
         """The JSON that a GET is answered with. Exit: it is not answered, or refused."""
         try:
-            return self.end.inside(_get, self.url(path, **query))
+            return self.end.inside(_get, self.url(place, **query))
         except (OSError, urllib.error.URLError) as error:
-            raise Exit(RUN_ERROR, f"qoetap serve does not answer GET {path}: {error}") from error
+            raise Exit(RUN_ERROR, f"qoetap serve does not answer GET {place}: {error}") from error
 
     def path_names(self, count):
         """Names of the paths, so many. Exit: there are others."""

@@ -13,6 +13,7 @@ from qoetap.say import say
 
 TIME_MAX_ns = 2**63 - 1
 HELD_MAX_seconds = 86400
+OF_CALIBRATE = ("rate", "levels", "seconds", "random", "seed", "samples", "folder")  # options
 HEAD = f"{'load':>6} {'samples':>8} {'median us':>12} {'fitted us':>12}  class"
 
 
@@ -38,6 +39,9 @@ def load(args):
 
 
 def learn(args):
+    for name in OF_CALIBRATE:
+        if getattr(args, name) is not None:
+            raise Exit(USAGE, f"--{name} is for calibrate: learn takes the samples of FILE as they are")
     if args.file is None:
         raise Exit(USAGE, "learn needs a labelled file: qoetap load learn FILE -o model.json")
     if args.plot:
@@ -126,14 +130,21 @@ def json_rows(name, text):
 
 def csv_rows(name, text):
     reader = csv.DictReader(text.splitlines())
-    missing = {"delay_ns", "load"} - set(reader.fieldnames or ())
-    if missing:
+    if not {"delay_ns", "load"} <= header_of(reader):
         raise Exit(INPUT, f"{name}, line 1: JSON lines or a CSV header with delay_ns and load is needed")
     try:
         for row in reader:
             yield reader.line_num, {key: value for key, value in row.items() if key and value}
     except csv.Error as error:
         raise Exit(INPUT, f"{name}, line {reader.line_num}: {error}") from error
+
+
+def header_of(reader):
+    """Names of the columns, none if the first line is no CSV: a JSON array, say, is too long for a field."""
+    try:
+        return set(reader.fieldnames or ())
+    except csv.Error:
+        return set()
 
 
 def columns(name, rows):

@@ -87,7 +87,9 @@ def lab():
         "  hostile  a flow that feigns stalls without end, and what it wins\n"
         "  street   nothing but the street, for your own traffic, until INT ends it\n\n"
         "With ptp4l at sender and receiver, and `qoetap live` and `qoetap serve` at the receiver:\n\n"
-        "  load     how well load is told from PTP delay: learned on one run, tested on another, at each rate",
+        "  load     how well load is told from PTP delay: learned on one run, tested on another, at each rate\n"
+        "  pages    how long a page and a large file take, against the load that is told\n"
+        "  centres  two data centres, one of which gets loaded: where `qoetap dns` sends users",
         (
             "qoetap lab load --plot load.png",
             "qoetap lab stalls --plot stalls.png",
@@ -96,17 +98,19 @@ def lab():
             "qoetap lab street -c site.yaml -o results/",
         ),
     )
-    experiments = ("stalls", "hostile", "street", "load")
+    experiments = ("stalls", "hostile", "street", "load", "pages", "centres")
     parser.add_argument("experiment", metavar="EXPERIMENT", choices=experiments, help="see above")
     add_config(parser)
     parser.add_argument("--seeds", metavar="N", help="of stalls: scenarios, or 3-5; each is run twice (default 5)")
     parser.add_argument("--seconds", metavar="S", type=float, help="each run (default 120, hostile 90, load 600)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep results, events and logs there")
-    parser.add_argument("--plot", metavar="FILE", help="stalls, load: draw what happened over time, PNG or SVG")
+    parser.add_argument("--plot", metavar="FILE", help="stalls, load, pages: draw what was found, PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--rate", metavar="A,B", help="of load: the bottlenecks (default 10Mbit,100Mbit)")
-    parser.add_argument("--seed", metavar="N", type=int, help="of load: of the random loads (default 7)")
-    parser.add_argument("--kind", choices=("exponential", "monotone"), help="of load: the model (default monotone)")
+    group = parser.add_argument_group("load, pages and centres")
+    rates = "of bottlenecks (default: load 10Mbit,100Mbit; pages 100Mbit; centres 10Mbit)"
+    group.add_argument("--rate", metavar="A,B", help=rates)
+    group.add_argument("--seed", metavar="N", type=int, help="of what is drawn (default 7)")
+    group.add_argument("--kind", choices=("exponential", "monotone"), help="of the model (default monotone)")
     add_verbose(parser)
     return parser
 

@@ -1,6 +1,8 @@
 """The DNS server by itself: every byte string is replied to or dropped, and replies say what the RFCs want."""
 
 import asyncio
+import contextlib
+import socket
 import struct
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from controlplane import dnsmessage, redirect
 from controlplane.dnscounts import RateLimit
 from controlplane.dnsnames import labels_of
-from controlplane.dnsserver import Item, Responder, Settings
+from controlplane.dnsserver import Item, Responder, Server, Settings, bind
 from controlplane.redirect import Answer, Breaker, Memory, NoAnswer, Redirector
 from tests.dns import addresses, ecs_of, opt, question, subnet
 
@@ -143,9 +145,10 @@ def test_the_prefix_that_counts(option, prefix, told):
     assert asked.asked == [(prefix, "page")] and ecs_of(got) == told and addresses(got) == list(CHOSEN[:2])
 
 
-def test_it_may_be_turned_off():
+@pytest.mark.parametrize("option", [subnet("10.1.2.0", 24), b"malformed"])
+def test_it_may_be_turned_off(option):
     asked = AtHand()
-    got = reply(question(ecs=subnet("10.1.2.0", 24)), responder(asked, ecs=False))
+    got = reply(question(ecs=option), responder(asked, ecs=False))
     assert asked.asked == [("198.51.100.0/24", "page")] and ecs_of(got) is None
 
 
@@ -410,3 +413,35 @@ def test_too_many_that_wait_are_answered_without_the_service(monkeypatch):
     assert {addresses(DNSRecord.parse(data))[0] for data in at_once} == {FALLBACK[0]}
     assert made.counts.origins == {"fallback": 2, "service": 2}
     assert dnsmessage.EDNS_bytes == 1232
+
+
+def test_who_does_not_read_is_cut_off(monkeypatch):
+    """What was written for him is thrown away: else each such connection would stay for good."""
+    monkeypatch.setattr("controlplane.dnsserver.IDLE_seconds", 0.05)
+    asked = question().pack()
+
+    async def attack():
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        server = Server(responder(AtHand([f"192.0.2.{n}" for n in range(200)])))
+        serve, pair = server.streams.serve, bind(socket.AF_INET, ("127.0.0.1", 0))
+
+        async def noted(reader, writer):
+            await serve(reader, writer)
+            ended.set_result(writer)
+
+        server.streams.serve = noted
+        await server.start([pair])
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, pair[1].getsockname())
+            with contextlib.suppress(OSError):
+                await loop.sock_sendall(sock, (len(asked).to_bytes(2) + asked) * 10_000)
+            writer = await ended
+            await asyncio.sleep(0)  # it is closed when the loop comes to it
+            left = writer.get_extra_info("socket").fileno()
+            await server.stop()
+        return left
+
+    assert asyncio.run(attack()) == -1

@@ -228,6 +228,20 @@ def test_term_answers_what_waits(tmp_path, stub):
         assert running.process.wait(WAIT_seconds) == 0
 
 
+def test_term_ends_it_while_the_service_hangs(tmp_path, stub):
+    """Who waits is answered without it, and no thread that asks it holds the end up."""
+    stub.wait.clear()
+    with dns(tmp_path, url(stub), timeout="10m") as (((where),), running):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(WAIT_seconds)
+            sock.connect(where)
+            sock.send(question().pack())
+            until(lambda: stub.asked)
+            running.process.send_signal(signal.SIGTERM)
+            assert addresses(DNSRecord.parse(sock.recv(512))) == ["192.0.2.9"]
+        assert running.process.wait(WAIT_seconds) == 0
+
+
 # --- with the real service
 
 

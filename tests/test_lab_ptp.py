@@ -11,7 +11,7 @@ import pytest
 from conftest import require
 
 from endhost import bursts, pages, webpages
-from qoetap import calibrate, lab_estimate, lab_estimate_plot, lab_load, lab_pages
+from qoetap import calibrate, lab_centres, lab_estimate, lab_estimate_plot, lab_load, lab_pages
 from qoetap.exits import PRIVILEGE, RUN_ERROR, USAGE, Exit
 from qoetap.lab_load import Step
 from qoetap.lab_ptp import OnePath, TwoPaths, samples
@@ -48,7 +48,7 @@ def test_each_slot_has_the_bytes_that_were_asked_for_and_the_seed_decides_the_re
 
 def test_bursts_have_random_gaps_and_sizes():
     _, moments, sizes = next(bursts.slots(1, [(0.9, 1)], 1_000_000_000))
-    assert 0 <= moments[0] and moments[-1] < 1 and np.all(np.diff(moments) >= 0)
+    assert moments[0] >= 0 and moments[-1] < 1 and np.all(np.diff(moments) >= 0)
     begins, counts = np.unique(moments, return_counts=True)
     gaps = np.diff(begins)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as exponential ones have it
@@ -111,7 +111,8 @@ def a_run():
     held = [Step(0, 10 * SECOND_ns, 0.5, 0.5), Step(10 * SECOND_ns, 20 * SECOND_ns, 0.0, 0.0)]
     told = {"load": 0.6, "load_low": 0.4, "load_high": 0.7, "class": "normal"}
     none = {"load": None, "load_low": None, "load_high": None, "class": "unknown"}
-    answers = [(8 * SECOND_ns, {"last_ns": 7 * SECOND_ns, **told}), (12 * SECOND_ns, {"last_ns": 11 * SECOND_ns, **told})]
+    answers = [(8 * SECOND_ns, {"last_ns": 7 * SECOND_ns, **told})]
+    answers += [(12 * SECOND_ns, {"last_ns": 11 * SECOND_ns, **told})]
     answers += [(19 * SECOND_ns, {"last_ns": 18 * SECOND_ns, **none}), (1, {"last_ns": None, **none})]
     answers += [(30 * SECOND_ns, {"last_ns": 25 * SECOND_ns, **told})]
     points = lab_estimate.points_of(answers, held)
@@ -141,6 +142,28 @@ def test_rank_correlation():
     assert lab_pages.ranks([3.0, 1.0, 3.0]).tolist() == [1.5, 0.0, 1.5]
 
 
+def answers(*spans):
+    """Answers of new users every 0.1 s: of each span (since, until, number of the data centre)."""
+    return [
+        lab_centres.Answer(at / 10, (10, at % 7, 0), False, lab_centres.CENTRES[number])
+        for since, until, number in spans for at in range(since * 10, until * 10)
+    ]  # fmt: skip
+
+
+def test_scores_of_two_data_centres():
+    told = answers((0, 34, 0), (34, 100, 1), (100, 150, 0))
+    told += [lab_centres.Answer(at, (10, 255, 1), True, lab_centres.CENTRES[at == 60]) for at in range(20, 150, 5)]
+    told.sort()
+    alone = [lab_centres.Answer(151, (10, 1, 1), False, None), lab_centres.Answer(152, (10, 1, 1), False, "192.0.2.1")]
+    found = lab_centres.score(lab_centres.Run(RATE_bps, told + alone, 151))
+    assert (found.moved_s, found.moved_share, found.back_s) == (4.0, 1.0, 10.0)
+    assert found.back_share == 1.0 and found.flaps == {"before": 0, "loaded": 2, "after": 0}
+    assert (found.unanswered, found.alone_answered) == (1, 0.5)
+    assert lab_centres.moved_after(answers((30, 90, 0)), 30) is None
+    lines = list(lab_centres.lines_of([lab_centres.Run(RATE_bps, told + alone, 151)]))
+    assert any("4.0 s after the load began" in line for line in lines)
+
+
 # --- page loads
 
 
@@ -159,7 +182,8 @@ def test_the_prober_loads_the_page_and_all_its_objects():
 
 def test_objects_of_a_page():
     html = """<link rel=stylesheet href=a.css><link rel=canonical href=no><script src="/b.js"></script>
-    <img src=c.jpg><img src=c.jpg><img src="data:x"><a href=no>"""
+    <img src=c.jpg><img src="c.jpg#top"><img src="data:x"><a href=no><iframe src="about:blank"><img src="http://["><img>
+    <img src>"""
     assert pages.objects_of("http://x/y/", html) == ["http://x/y/a.css", "http://x/b.js", "http://x/y/c.jpg"]
 
 
@@ -223,8 +247,9 @@ def test_a_fork_has_a_path_to_each_data_centre(_ptp, tmp_path):
         ("lab load --seeds 3", "--seeds is for stalls"),
         ("lab load --seconds 5", "--seconds 5: choose 60 to 3600"),
         ("lab load --rate 10Mbit,1", "--rate 1: choose 1Mbit to 200Mbit"),
+        ("lab pages --seconds 60", "--seconds is for stalls and hostile and load"),
         ("lab load --set seed=1", "--set is for stalls"),
-        ("lab stalls --rate 10Mbit", "--rate is for load"),
+        ("lab stalls --rate 10Mbit", "--rate is for load and pages and centres"),
     ],
 )
 def test_bad_options_are_told_in_a_sentence(words, sentence):

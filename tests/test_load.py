@@ -133,6 +133,7 @@ def changed(**fields):
         ({**BARE, "filter": []}, "the model's filter must be an object"),
         ({**BARE, "kind": "monotone"}, "has no curve"),
         (changed(curve={"shape": "pchip", "load": [0, 0.5], "delay_ns": [5, 5]}), "curve.delay_ns does not rise"),
+        (changed(curve={"shape": "pchip", "load": [0, 1], "delay_ns": [1e17, 1e17 + 16]}), "curve.delay_ns does not"),
         (changed(curve={"shape": "pchip", "load": [0.5, 0], "delay_ns": [5, 6]}), "curve.load does not rise"),
         (changed(curve={"shape": "pchip", "load": [0], "delay_ns": [5]}), "of one length, 2 at least"),
         (changed(curve={"shape": "round", "load": [0, 1], "delay_ns": [5, 6]}), "shape must be isotonic or pchip"),
@@ -197,6 +198,13 @@ def test_w_follows_the_interval_of_the_samples():
     assert (found.interval_s, found.w) == (2.0, pytest.approx(0.87**0.5))
     single = load.estimate(PAPER, every(2, 1), [10**6])
     assert (single.interval_s, single.w) == (4.0, 0.87)
+
+
+def test_rounding_does_not_lead_above_a_load_of_one():
+    """The weights of the past add up to 1 but for rounding, which depends on w and how many they are."""
+    for w in np.arange(1, 100) / 100:
+        found = load.estimate(replace(PAPER, w=float(w)), every(4, 300), np.full(300, 10**9))
+        assert found.load <= 1.0 and found.load_high <= 1.0
 
 
 def test_short_delays_among_long_ones_do_not_hide_congestion():

@@ -128,6 +128,7 @@ def test_one_path_of_several(rows, tmp_path):
         ("", "line 1: JSON lines or a CSV header with delay_ns and load is needed"),
         ("ts_ns,load\n1,2\n", "line 1: JSON lines or a CSV header"),
         ("\x00\x01", "line 1: JSON lines or a CSV header"),
+        pytest.param("[" * 140_000, "line 1: JSON lines or a CSV header", id="a JSON array is one long line"),
         ("delay_ns,load\n", "there are no samples in it"),
         ("delay_ns,load\n5,0.1\n5\n", "line 3: there is no load"),
         ("delay_ns,load\n5,0.1\n\n5,high\n", "line 4: load is no number"),
@@ -174,6 +175,7 @@ def test_options_that_are_refused(file, tmp_path, rows):
     assert run("load", "learn", file, "--plot", tmp_path / "fit.txt").status == USAGE
     assert run("load", "learn", file, "-o", tmp_path / "none" / "model.json").status == USAGE
     assert run("load", "learn", file, "--kind", "linear").status == USAGE
+    assert "--seed is for calibrate" in run("load", "learn", file, "--seed", 0).err
     assert "--held 0: choose more than 0" in run("load", "learn", file, "--held", 0).err
     assert run("load", "learn", file, "--held", "nan").status == USAGE
     timeless = tmp_path / "x.csv"

@@ -326,6 +326,14 @@ def test_samples_that_cannot_be(delay, loaded, sentence):
     wrong(sentence, [1, 2, delay, 4], [0, 0, loaded, 0])
 
 
+@pytest.mark.parametrize("kind", ["exponential", "monotone"])
+def test_a_model_that_could_not_be_read_again_is_none(kind):
+    """Loads of up to 0.1 only, whose curve is absurd at full load; times in another unit than ns."""
+    delays, loads, ts_ns = steps(lambda x, r: 1e4 * np.exp(8 * x + r.normal(0, 0.1, x.shape)), rng(), TENTHS, 50)
+    wrong("lead to no model that could be used", delays, loads / 10, kind=kind)
+    wrong("could be used: the model: interval_s must lie in", delays, loads, ts_ns * 10**5, kind=kind)
+
+
 def test_samples_that_no_fit_can_be_made_from():
     noise = rng()
     wrong("there are 2 delays, but 1 loads", [1, 2], [0])

@@ -198,6 +198,10 @@ class Reader:
     def _number(self, value, name, least, most):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{self.what}: {name} must be a number")
-        if not least <= value <= most or (isinstance(value, float) and not math.isfinite(value)):
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of JSON may have any number of digits
+            number = math.inf
+        if not (least <= number <= most and math.isfinite(number)):
             raise ValueError(f"{self.what}: {name} must lie in {least:g} to {most:g}")
-        return float(value)
+        return number

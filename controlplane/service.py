@@ -17,7 +17,7 @@ import numpy as np
 
 from controlplane import load
 from controlplane.database import StateError
-from controlplane.ingest import Rejected, parse
+from controlplane.ingest import FUTURE_MAX_ns, Rejected, parse
 from controlplane.load import HISTORY_samples
 from controlplane.load_estimate import interval_of
 from controlplane.shapes import Reading, Taken
@@ -101,7 +101,7 @@ class LoadService:
     def _write(self, parsed, now_ns):
         """In the store's transaction: write samples and counts."""
         groups, rejected = self._by_path(parsed)
-        least_ns = max(self.horizon_ns, now_ns - self.settings.keep_ns)
+        least_ns = max(self._horizon_ns(now_ns), now_ns - self.settings.keep_ns)
         gained = [self._write_path(name, samples, least_ns) for name, samples in groups.items()]
         accepted, late = sum(g.accepted for g in gained), sum(g.late for g in gained)
         duplicates = sum(len(g.rows) for g in gained) - accepted
@@ -111,7 +111,7 @@ class LoadService:
         counts = {**taken, **{f"rejected.{reason}": count for reason, count in rejected.items()}}
         del counts["rejected"]
         self.store.count(counts)
-        return partial(self._taken, gained, counts, taken)
+        return partial(self._taken, gained, counts, taken, now_ns + FUTURE_MAX_ns)
 
     def _write_path(self, name, samples, least_ns):
         rows = [(s.ts_ns, s.request_id, s.slave_clock, s.delay_ns) for s in samples if s.ts_ns >= least_ns]
@@ -151,13 +151,13 @@ class LoadService:
             names.add(name)
         return name
 
-    def _taken(self, gained, counts, taken):
-        """It is on disk: put it into the histories."""
+    def _taken(self, gained, counts, taken, most_ns):
+        """It is on disk: put it into the histories, without what is later than most_ns: our clock was ahead then."""
         for name, whose, rows, accepted, late in gained:
             if rows and name not in self.known:
                 self.known[name] = Path(name, *whose)
             if path := self.known.get(name):
-                path.history = merged(path.history, rows) if accepted else path.history
+                path.history = merged(until(path.history, most_ns), rows) if accepted else path.history
                 path.accepted, path.late = path.accepted + accepted, path.late + late
         self.counts.update(counts)
         return taken
@@ -169,10 +169,15 @@ class LoadService:
         What was deleted is refused from then on, so that nothing counts twice.
         """
         latest_ns = max((path.history[-1][0] for path in list(self.known.values()) if path.history), default=0)
-        horizon_ns = max(self.horizon_ns, min(now_ns, latest_ns) - self.settings.keep_ns)
+        horizon_ns = max(self._horizon_ns(now_ns), min(now_ns, latest_ns) - self.settings.keep_ns)
         names, turn = sorted(self.known), next(self.turns)
         start = turn * TIDIED_paths % max(len(names), 1)
         return self.store.submit(partial(self._delete, (names[start:] + names[:start])[:TIDIED_paths], horizon_ns))
+
+    def _horizon_ns(self, now_ns):
+        """Before it samples are refused, since they were deleted; one that is ahead of now would refuse all that comes.
+        """
+        return self.horizon_ns if self.horizon_ns < now_ns else 0
 
     def _delete(self, names, horizon_ns):
         left = TIDIED_samples
@@ -205,7 +210,7 @@ class LoadService:
     def load_at(self, name, at_ns):
         """The load as the samples until then tell it, as far as they are in memory; None: they do not."""
         path, force = self.known.get(name), self.in_force(name)
-        history = tuple(sample for sample in path.history if sample[0] <= at_ns) if path and force else ()
+        history = until(path.history, at_ns) if path and force else ()
         if not history:
             return None
         seen_s, estimate = self._made(history, force)
@@ -225,7 +230,7 @@ class LoadService:
         interval_s, estimate = self._told(path, history, force)
         last_ns = history[-1][0] if history else None
         age_s = max(0, now_ns - last_ns) / SECOND_ns if history else None
-        stale = bool(history) and age_s > fresh_seconds(interval_s)
+        stale = bool(history) and (age_s > fresh_seconds(interval_s) or last_ns > now_ns + FUTURE_MAX_ns)
         reason = "no_samples" if not history else "stale" if stale else "no_model" if force is None else None
         told = estimate if reason is None else None
         return Reading({
@@ -312,6 +317,13 @@ def own_name(agent_id, master_clock, domain):
 def fresh_seconds(interval_s):
     """How old the latest sample of a path may be."""
     return max(STALE_intervals * interval_s, STALE_LEAST_seconds)
+
+
+def until(history, at_ns):
+    """A history without what is later."""
+    if not history or history[-1][0] <= at_ns:
+        return history
+    return tuple(sample for sample in history if sample[0] <= at_ns)
 
 
 def merged(history, rows):

@@ -196,6 +196,28 @@ def test_a_clock_that_jumps_ahead_deletes_nothing(path):
         assert len(found.samples(PATH, 0)) == 51
 
 
+@pytest.mark.parametrize("ahead_ns", [KEEP // 7, 100 * KEEP])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_samples_of_a_clock_that_was_ahead_hold_nothing_up(path, ahead_ns, restarted):
+    """Of the agent's and of ours: once they are set right, what comes then counts."""
+    events = [event(NOW + ahead_ns - at * SECOND, 9_000_000, at) for at in range(HISTORY_samples)]
+    right = event(NOW, 808_591)
+    with serving(path) as found:
+        found.take(lines(*events), NOW + ahead_ns)
+        found.tidy(NOW + ahead_ns).result(10)
+        assert found.load(PATH, NOW + ahead_ns)["reason"] is None
+        assert found.load(PATH, NOW)["reason"] == "stale"
+        if not restarted:
+            assert found.take(lines(right), NOW) == taken(1)
+            assert (found.load(PATH, NOW)["last_ns"], found.load(PATH, NOW)["delay_ns"]) == (NOW, 808_591)
+    if restarted:
+        with serving(path) as found:
+            assert found.take(lines(right), NOW) == taken(1)
+            found.tidy(NOW).result(10)
+            assert (found.load(PATH, NOW)["last_ns"], found.load(PATH, NOW)["delay_ns"]) == (NOW, 808_591)
+            assert found.samples(PATH, 0)[0] == (NOW, 808_591)
+
+
 def test_names_of_paths(path):
     named = {("tap", MASTER, 0): "north", ("tap", MASTER, 1): "south"}
     with serving(path, SETTINGS._replace(named=named)) as found:

@@ -41,7 +41,7 @@ def ask(sock, server, name, user):
     return None
 
 
-async def askers(server, name, begin_ns, seconds, every_s, seed):
+async def askers(server, domain_name, begin_ns, seconds, every_s, seed):
     """The role: a query every_s, in turn of a new user and of one of REGULARS, for `seconds`; tells each answer.
 
     server: (address, port).
@@ -53,4 +53,4 @@ async def askers(server, name, begin_ns, seconds, every_s, seed):
             await begin_at(begin_ns, number * every_s)
             turn, is_regular = divmod(number, 2)
             user = regulars[turn % REGULARS] if is_regular else (NETWORK, rng.randrange(255), rng.randrange(256))
-            tell(user=user, regular=bool(is_regular), address=ask(sock, tuple(server), name, user))
+            tell(user=user, regular=bool(is_regular), address=ask(sock, tuple(server), domain_name, user))

@@ -97,7 +97,7 @@ def run_once(folder, rate_bps, fit, seed):
         begin = begin_ns()
         for number, steps in enumerate(loads()):
             paths.load(steps, begin, seed + number, number)
-        asked = {"server": LISTEN, "name": NAME, "every_s": EVERY_seconds, "seed": seed}
+        asked = {"server": LISTEN, "domain_name": NAME, "every_s": EVERY_seconds, "seed": seed}
         users = paths.agent(service.end, "askers", "users", begin_ns=begin, seconds=watched, **asked)
         users.finish(watched + 60)
         service.process.process.kill()

@@ -247,9 +247,9 @@ def test_a_fork_has_a_path_to_each_data_centre(_ptp, tmp_path):
         ("lab load --seeds 3", "--seeds is for stalls"),
         ("lab load --seconds 5", "--seconds 5: choose 60 to 3600"),
         ("lab load --rate 10Mbit,1", "--rate 1: choose 1Mbit to 200Mbit"),
-        ("lab pages --seconds 60", "--seconds is for stalls and hostile and load"),
+        ("lab pages --seconds 60", "--seconds is for stalls, hostile, load"),
         ("lab load --set seed=1", "--set is for stalls"),
-        ("lab stalls --rate 10Mbit", "--rate is for load and pages and centres"),
+        ("lab stalls --rate 10Mbit", "--rate is for load, pages, centres"),
     ],
 )
 def test_bad_options_are_told_in_a_sentence(words, sentence):

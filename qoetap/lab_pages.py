@@ -21,7 +21,8 @@ from qoetap.say import say
 
 CONTENTS = {"page": "/", "file": "/file.bin"}
 LOADS = tuple(round(0.05 * number, 2) for number in range(19))  # 0 to 0.9
-SETTLE_seconds = 8.0  # from the beginning of a load until the estimate is asked for
+SETTLE_seconds = 5.0  # from the beginning of a load until the estimate is asked for
+ASKED, ASK_seconds = 8, 0.5  # the mean of so many answers, so far apart, is the estimate
 LONGEST_seconds = 600
 PROBE_seconds = 150
 
@@ -31,7 +32,7 @@ class Point(NamedTuple):
 
     content: str
     sent: float  # load that was asked for
-    load: float  # estimated just before
+    load: float  # estimated just before, for ASKED * ASK_seconds
     seconds: float
 
 
@@ -47,15 +48,25 @@ def probe(path, service, name, content, level, seed):
     begin = begin_ns()
     sender = path.load([(level, LONGEST_seconds)], begin, seed)
     time.sleep(max(0.0, begin / 1e9 + SETTLE_seconds - time.time()))
-    reading = service.get("/v1/load", path=name)
+    load = estimated(service, name)
     url = f"http://{path.sides[0].sender_place.ipv4}:{PORT}{CONTENTS[content]}"
     report = {"url": service.url("/v1/page-loads"), "path": name, "content": content}
     prober = path.agent(path.sides[0].receiver, "pages", url=url, begin_ns=0, every_s=0, count=1, report=report)
     prober.finish(PROBE_seconds)
     sender.stop()
-    if reading["load"] is None:
-        raise Exit(RUN_ERROR, f"qoetap serve tells no load: {reading['reason']}")
-    return Point(content, level, reading["load"], prober.lines()[0]["seconds"])
+    return Point(content, level, load, prober.lines()[0]["seconds"])
+
+
+def estimated(service, name):
+    """Mean load in ASKED answers. Exit: one has none."""
+    found = []
+    for _ in range(ASKED):
+        time.sleep(ASK_seconds)
+        reading = service.get("/v1/load", path=name)
+        if reading["load"] is None:
+            raise Exit(RUN_ERROR, f"qoetap serve tells no load: {reading['reason']}")
+        found.append(reading["load"])
+    return sum(found) / ASKED
 
 
 def run_once(folder, rate_bps, fit, seed):

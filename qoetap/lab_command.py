@@ -27,7 +27,8 @@ ONLY = {
 def check_options(args):
     """Exit if an option says nothing to the experiment, or is out of range."""
     for name, experiments in ONLY.items():
-        if getattr(args, name) not in (None, False, []) and args.experiment not in experiments:
+        value = getattr(args, name)
+        if value is not None and value is not False and value != [] and args.experiment not in experiments:
             raise Exit(USAGE, f"--{name} is for {' and '.join(experiments)}")
     seeds_of(args.seeds or SEEDS)
     if args.seconds is not None and not LEAST[args.experiment] <= args.seconds <= SECONDS_MAX:

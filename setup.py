@@ -11,7 +11,7 @@ README = HERE / "README.md"
 PACKAGES = ("dataplane", "detectors", "controlplane", "endhost", "qoetap", "pcaps")
 
 PLOT = ["dpkt", "matplotlib"]
-LAB = ["aioquic>=1.2", "matplotlib"]
+LAB = ["aioquic>=1.2", "httpx", "matplotlib"]
 SINKS = ["pyarrow", "confluent-kafka"]
 CONTROL = ["fastapi", "uvicorn", "jinja2", "scipy>=1.12", "dnslib"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "coverage>=7.10", "ruff", "jsonschema", "httpx", "schemathesis"]

@@ -10,7 +10,7 @@ DEBIAN := tshark tcpdump zstd iproute2:ip iptables systemd:systemd-analyze linux
 SAME_INTERPRETED = cli config doctor lab notify signals metrics ops bench bench_inline senders imports top live_end \
   street firewall control classes rates lab_stalls playback player \
   load load_learn load_command store ingest service api serve events_in page page_browser api_schema \
-  curves choice prefixes selection dns dns_server lab_load lab_ptp lab_pages lab_centres bursts pages  # no kernels in them
+  curves choice prefixes selection dns dns_server lab_ptp  # no kernels in them
 CHECKED_TESTS = $(wildcard tests/test_*mutat*.py tests/test_*damage*.py tests/test_wire*.py tests/test_flowtable.py \
   tests/test_bpf.py tests/test_wheel.py tests/test_pacing.py tests/test_classify.py)
 

@@ -10,10 +10,10 @@ import yaml
 
 from endhost.askers import NETWORK
 from qoetap.bitrates import rate_text
-from qoetap.lab_estimate import learn, write_model
+from qoetap.lab_estimate import at_each_rate, write_model
 from qoetap.lab_ptp import TwoPaths
 from qoetap.lab_serve import Service
-from qoetap.lab_site import begin_ns, tried
+from qoetap.lab_site import begin_ns
 from qoetap.say import say
 from qoetap.street import OTHER_SENDER, SENDER
 
@@ -116,12 +116,7 @@ def loads():
 
 def run_all(folder, rates_bps, seed, kind):
     """A Run of each rate."""
-    found = []
-    for rate_bps in rates_bps:
-        place = folder / rate_text(rate_bps)
-        fit = tried(learn, place / "learn", rate_bps, kind)
-        found.append(tried(run_once, place / "centres", rate_bps, fit, seed))
-    return found
+    return at_each_rate(folder, rates_bps, kind, "centres", run_once, seed)
 
 
 def score(run):

@@ -160,11 +160,16 @@ def rmse(sent, load):
 
 def run_all(folder, rates_bps, seconds, seed, kind):
     """A Run of each rate."""
+    return at_each_rate(folder, rates_bps, kind, "test", run_once, seconds, seed)
+
+
+def at_each_rate(folder, rates_bps, kind, name, experiment, *args):
+    """What experiment(folder, rate_bps, Fit, *args) returns at each rate; the Fit is learned there just before."""
     found = []
     for rate_bps in rates_bps:
         place = folder / rate_text(rate_bps)
         fit = tried(learn, place / "learn", rate_bps, kind)
-        found.append(tried(run_once, place / "test", rate_bps, fit, seconds, seed))
+        found.append(tried(experiment, place / name, rate_bps, fit, *args))
     return found
 
 

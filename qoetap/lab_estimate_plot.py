@@ -1,8 +1,8 @@
 """The picture of `qoetap lab load`: load and estimate over time, and against each other, at each rate."""
 
 from qoetap.bitrates import rate_text
-from qoetap.exits import USAGE, Exit
 from qoetap.lab_estimate import CONCERNED, score
+from qoetap.lab_plot import save
 
 WIDTH_inches, ROW_inches, DOTS = 12.0, 3.2, 80
 
@@ -20,12 +20,7 @@ def plot(runs, path):
         against(square, run)
     rows[-1][0].set_xlabel("seconds")
     rows[-1][1].set_xlabel("load sent")
-    try:
-        figure.savefig(path, dpi=DOTS)
-    except OSError as error:
-        raise Exit(USAGE, f"--plot {path}: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+    save(figure, path, DOTS)
 
 
 def over_time(panel, run):

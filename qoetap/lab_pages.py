@@ -13,10 +13,10 @@ import numpy as np
 from endhost.webpages import PORT
 from qoetap.bitrates import rate_text
 from qoetap.exits import RUN_ERROR, Exit
-from qoetap.lab_estimate import learn, write_model
+from qoetap.lab_estimate import at_each_rate, write_model
 from qoetap.lab_ptp import OnePath
 from qoetap.lab_serve import Service
-from qoetap.lab_site import begin_ns, tried
+from qoetap.lab_site import begin_ns
 from qoetap.say import say
 
 CONTENTS = {"page": "/", "file": "/file.bin"}
@@ -89,12 +89,7 @@ def run_once(folder, rate_bps, fit, seed):
 
 def run_all(folder, rates_bps, seed, kind):
     """A Run of each rate."""
-    found = []
-    for rate_bps in rates_bps:
-        place = folder / rate_text(rate_bps)
-        fit = tried(learn, place / "learn", rate_bps, kind)
-        found.append(tried(run_once, place / "pages", rate_bps, fit, seed))
-    return found
+    return at_each_rate(folder, rates_bps, kind, "pages", run_once, seed)
 
 
 def ranks(values):

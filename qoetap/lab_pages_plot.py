@@ -1,8 +1,8 @@
 """The picture of `qoetap lab pages`: page load time against estimated load, for each content and rate."""
 
 from qoetap.bitrates import rate_text
-from qoetap.exits import USAGE, Exit
 from qoetap.lab_pages import CONTENTS, of_content, rank_correlation
+from qoetap.lab_plot import save
 
 PANEL_inches, DOTS = (5.5, 3.8), 90
 
@@ -22,9 +22,4 @@ def plot(runs, path):
             panel.set_title(title, fontsize="small")
             panel.set(xlabel="load", ylabel="seconds", xlim=(-0.02, 1.02), yscale="log")
             panel.legend(fontsize="x-small", loc="upper left")
-    try:
-        figure.savefig(path, dpi=DOTS)
-    except OSError as error:
-        raise Exit(USAGE, f"--plot {path}: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+    save(figure, path, DOTS)

@@ -50,8 +50,15 @@ def plot(runs, path):
     handles, labels = panels[-1][1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=4, fontsize="small")
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
+    save(figure, path, DOTS)
+
+
+def save(figure, path, dots):
+    """Write a figure and forget it. Exit if it cannot be written."""
+    from matplotlib import pyplot
+
     try:
-        figure.savefig(path, dpi=DOTS)
+        figure.savefig(path, dpi=dots)
     except OSError as error:
         raise Exit(USAGE, f"--plot {path}: {error.strerror}") from error
     finally:

@@ -33,8 +33,8 @@ from qoetap.signals import Signals, put_off
 PLACE = serving.Place("serve.listen", "127.0.0.1:9470", "QOETAP_SERVE_TOKEN")
 LOOK_seconds = 0.25
 TIDY_seconds = 1.0
-DRAIN_seconds = 7  # for requests that were begun
-END_seconds = 9.0  # for the server, all in all
+DRAIN_seconds = 3  # for requests that were begun
+END_seconds = 4.0  # for the server, all in all; inputs have theirs before, so that it is less than 10 s together
 CONNECTIONS_MAX = 1024
 SWITCH_seconds = 0.001  # between threads; with Python's 5 ms, p99 beside large batches is 2.5 to 6 times as long
 KEEP_ALIVE_seconds = 30  # agents post once in a second or two

@@ -214,17 +214,22 @@ def test_hup_takes_names_over_and_a_bad_file_changes_nothing(tmp_path, stub, mon
     assert [word for word in told if word != "STATUS"] == ["READY", *("RELOADING", "READY") * 2, "STOPPING"]
 
 
+def asked_at_term(where, stub, running, then=lambda: None):
+    """The addresses in the answer to a question that waits for the service when TERM comes."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(WAIT_seconds)
+        sock.connect(where)
+        sock.send(question().pack())
+        until(lambda: stub.asked)
+        running.process.send_signal(signal.SIGTERM)
+        then()
+        return addresses(DNSRecord.parse(sock.recv(512)))
+
+
 def test_term_answers_what_waits(tmp_path, stub):
     stub.wait.clear()
     with dns(tmp_path, url(stub), timeout="20s") as (((where),), running):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(WAIT_seconds)
-            sock.connect(where)
-            sock.send(question().pack())
-            until(lambda: stub.asked)
-            running.process.send_signal(signal.SIGTERM)
-            stub.wait.set()
-            assert addresses(DNSRecord.parse(sock.recv(512))) == ["192.0.2.1"]
+        assert asked_at_term(where, stub, running, stub.wait.set) == ["192.0.2.1"]
         assert running.process.wait(WAIT_seconds) == 0
 
 
@@ -232,13 +237,7 @@ def test_term_ends_it_while_the_service_hangs(tmp_path, stub):
     """Who waits is answered without it, and no thread that asks it holds the end up."""
     stub.wait.clear()
     with dns(tmp_path, url(stub), timeout="10m") as (((where),), running):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(WAIT_seconds)
-            sock.connect(where)
-            sock.send(question().pack())
-            until(lambda: stub.asked)
-            running.process.send_signal(signal.SIGTERM)
-            assert addresses(DNSRecord.parse(sock.recv(512))) == ["192.0.2.9"]
+        assert asked_at_term(where, stub, running) == ["192.0.2.9"]
         assert running.process.wait(WAIT_seconds) == 0
 
 

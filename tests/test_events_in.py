@@ -167,6 +167,8 @@ def test_closing_ends_it_while_nothing_can_be_written(service, opened, tmp_path,
     path.write_bytes(some(0, 1))
     source = opened(path)
     until(lambda: source.trouble == f"{path}: full; it is tried again")
+    source.close()
+    assert not source.thread.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -185,11 +185,14 @@ class Selection:
     def _candidate(self, centre, content, now_ns):
         """JSON of a data centre and what its path tells now."""
         reading = self.reading_of(centre.path, now_ns) or {"load": None, "class": UNKNOWN, "delay_ns": None}
-        load = reading["load"]
-        expected_s = None if load is None else self._expected_seconds(centre, content, load)
+        loads = [reading.get(name) for name in ("load", "load_low", "load_high")]
+        told = [load if load is None else self._expected_seconds(centre, content, load) for load in loads]
+        if not (reading.get("model") or {}).get("spread_known"):
+            told[1:] = (None, None)
         return {
-            "data_centre": centre.name, "path": centre.path, "load": load, "class": reading["class"],
-            "expected_s": expected_s, "delay_ns": reading["delay_ns"], "interval_s": reading.get("interval_s", 0.0),
+            "data_centre": centre.name, "path": centre.path, "load": loads[0], "class": reading["class"],
+            **dict(zip(("expected_s", "expected_low_s", "expected_high_s"), told, strict=True)),
+            "delay_ns": reading["delay_ns"], "interval_s": reading.get("interval_s", 0.0),
         }  # fmt: skip
 
     def _expected_seconds(self, centre, content, load):
@@ -210,5 +213,8 @@ def _learned(content, pairs):
 
 def _weighed(told):
     """choice.Candidate of a candidate's JSON."""
-    congested = told["class"] == CONGESTED
-    return choice.Candidate(told["data_centre"], told["expected_s"], congested, told["delay_ns"], told["interval_s"])
+    known = told["expected_low_s"] is not None
+    return choice.Candidate(
+        told["data_centre"], told["expected_s"], told["class"] == CONGESTED, told["delay_ns"], told["interval_s"],
+        (told["expected_low_s"], told["expected_high_s"]) if known else None,
+    )  # fmt: skip

@@ -4,14 +4,17 @@ Kept is not one data centre but the set of those that share the users. A user be
 his prefix (rendezvous hashing, Thaler and Ravishankar 1998): he stays with it as long as it stays in the set, and when
 one leaves, only its own users move.
 
-    out    another one is better by `hysteresis` or more, or it is congested, or its path is stale or unknown
+    out    another one is better by `hysteresis` or more and by more than noise; or it is congested, or its path is
+           stale or unknown
     in     it is as good as the best of the set, to within `near`: near-equals share. Who left, REST later at the least
     anew   all of the set are out: the best one and its near-equals take over
     held   they would, but the best left less than SOON ago: it shares with the set, and none is better for HOLD
 
-Between `near` and `hysteresis` nothing changes: that is the room for noise, and REST bounds how often noise that is
-larger moves anybody. `held` is against herding: where all users go to the better data centre, their own load makes the
-other one better a few samples later, and back they would go. Times are counted in samples, since loads follow these.
+Between `near` and `hysteresis` nothing changes. More than noise: the one would be better even at the upper end of its
+load's interval, and the other at the lower end of its own. How wide these are is learned with the model, so where few
+samples tell little nobody is moved for little; where it is not known, REST bounds how often noise moves anybody. `held`
+is against herding: where all users go to the better data centre, their own load makes the other one better a few
+samples later, and back they would go. Times are counted in samples, since loads follow these.
 """
 
 import hashlib
@@ -24,7 +27,7 @@ BEST, NEAR, KEPT, CONGESTED, UNKNOWN = "best", "near_equal", "kept", "all_conges
 REASONS = {
     BEST: "it is expected to be the fastest",
     NEAR: "it is one of several that share users, picked by the user's prefix",
-    KEPT: "it was chosen before, and none is better by the hysteresis",
+    KEPT: "it was chosen before, and none is better by the hysteresis and by more than noise",
     CONGESTED: "all are congested: the one chosen before stays, without one that of the least delay",
     UNKNOWN: "no load is known: the one chosen before stays, without one it is picked by the user's prefix",
 }
@@ -38,6 +41,7 @@ class Candidate(NamedTuple):
     congested: bool = False
     delay_ns: int | None = None
     interval_seconds: float = 0.0  # between samples of its path
+    range_seconds: tuple | None = None  # expected at both ends of the load's interval; None: its noise is not known
 
 
 class Rules(NamedTuple):
@@ -86,21 +90,22 @@ def decide(candidates, state, rules, now_ns):
     if not usable:
         return state, Decision(state.members or tuple(sorted(known)), None, UNKNOWN)
     times = Times(now_ns, SECOND_ns * max(c.interval_seconds for c in usable.values()))
-    costs = {name: c.expected_seconds for name, c in usable.items() if not c.congested}
-    if costs:
-        best = min(costs, key=lambda name: (costs[name], usable[name].delay_ns or 0, name))
-        chosen, held = _chosen(costs, best, state, rules, times)
+    free = {name: c for name, c in usable.items() if not c.congested}
+    if free:
+        best = min(free, key=lambda name: (free[name].expected_seconds, free[name].delay_ns or 0, name))
+        chosen, held = _chosen(free, best, state, rules, times)
         return _next(chosen, held, state, times), Decision(chosen, best, BEST)
     best = min(usable, key=lambda name: (usable[name].delay_ns or 0, name))
     chosen = tuple(m for m in state.members if m in usable) or (best,)  # to move would help nobody
     return _next(chosen, False, state, times), Decision(chosen, best, CONGESTED)
 
 
-def _chosen(costs, best, state, rules, times):
-    """(the set that follows, whether it begins to be held). costs: of those that may be chosen."""
+def _chosen(free, best, state, rules, times):
+    """(the set that follows, whether it begins to be held). free: {name: Candidate} of those that may be chosen."""
+    costs = {name: candidate.expected_seconds for name, candidate in free.items()}
     here = [m for m in state.members if m in costs]
     held = times.within(state.held_ns, HOLD_samples)
-    stay = [m for m in here if held or not _better(costs[best], costs[m], rules.hysteresis)]
+    stay = [m for m in here if held or not _better(free[best], free[m], rules.hysteresis)]
     if here and not stay and times.within(state.left_ns.get(best, 0), SOON_samples):
         return tuple(sorted({*here, best})), True
     rested = {n for n in costs if not stay or not times.within(state.left_ns.get(n, 0), REST_samples)}
@@ -111,8 +116,12 @@ def _chosen(costs, best, state, rules, times):
     return tuple(sorted({*stay, *joined})), False
 
 
-def _better(cost, than, hysteresis):
-    return cost < than and cost <= (1 - hysteresis) * than
+def _better(one, other, hysteresis):
+    """Whether a Candidate is better than another by the hysteresis, and by more than noise."""
+    cost, than = one.expected_seconds, other.expected_seconds
+    if not (cost < than and cost <= (1 - hysteresis) * than):
+        return False
+    return (one.range_seconds or (cost, cost))[1] < (other.range_seconds or (than, than))[0]
 
 
 def _next(chosen, held, state, times):

@@ -62,9 +62,7 @@ class Refused(HTTPException):
 
 def documented(*statuses):
     """`responses` of a route that may answer with these, and with what every route may."""
-    return {
-        status: {"description": MEANINGS[status], "content": CONTENT} for status in sorted({*ALWAYS, *statuses})
-    }
+    return {status: {"description": MEANINGS[status], "content": CONTENT} for status in sorted({*ALWAYS, *statuses})}
 
 
 def reply(error):

@@ -175,8 +175,7 @@ class LoadService:
         return self.store.submit(partial(self._delete, (names[start:] + names[:start])[:TIDIED_paths], horizon_ns))
 
     def _horizon_ns(self, now_ns):
-        """Before it samples are refused, since they were deleted; one that is ahead of now would refuse all that comes.
-        """
+        """Before it samples are refused, since they were deleted; one that is ahead of now would refuse all that comes."""
         return self.horizon_ns if self.horizon_ns < now_ns else 0
 
     def _delete(self, names, horizon_ns):
@@ -329,7 +328,7 @@ def until(history, at_ns):
 def merged(history, rows):
     """The last HISTORY_samples of both, in event-time order. What has the identity of an earlier one is left out."""
     found = {row[:3]: row for row in itertools.chain(reversed(rows), history)}
-    return tuple(sorted(found.values())[-HISTORY_samples :])
+    return tuple(sorted(found.values())[-HISTORY_samples:])
 
 
 def described(force):
@@ -338,6 +337,7 @@ def described(force):
     return {
         "version": force.version, "kind": model.kind, "a_ns": model.a_ns, "b": model.b,
         "low": model.low, "congested": model.congested, "r2": model.r2,
+        "spread_known": model.spread is not None,
     }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class InForce(TypedDict):
     low: Load
     congested: Load
     r2: float | None
+    spread_known: Annotated[bool, Field(description="false: load_low and load_high are the bounds of the class")]
 
 
 Reading = TypedDict(  # `class` is a keyword, so this form

@@ -1,7 +1,8 @@
 """`qoetap lab centres`: two data centres, one of which gets loaded, and where `qoetap dns` sends users meanwhile.
 
 Both have some load all the time, so that there is noise; then the first gets much more, for a while. At last the
-service is killed, and the DNS goes on alone.
+service is killed, and the DNS goes on alone. All this with many samples a second, and again with one: single delays
+tell much less, so the load must be higher to be seen at once.
 """
 
 from typing import NamedTuple
@@ -10,10 +11,11 @@ import yaml
 
 from endhost.askers import NETWORK
 from qoetap.bitrates import rate_text
-from qoetap.lab_estimate import at_each_rate, write_model
-from qoetap.lab_ptp import TwoPaths
+from qoetap.lab_estimate import learned, lesson, write_model
+from qoetap.lab_load import thinned
+from qoetap.lab_ptp import LOG_INTERVAL, TwoPaths
 from qoetap.lab_serve import Service
-from qoetap.lab_site import begin_ns
+from qoetap.lab_site import begin_ns, tried
 from qoetap.say import say
 from qoetap.street import OTHER_SENDER, SENDER
 
@@ -21,13 +23,30 @@ NAME, FALLBACK = "video.example.com", "192.0.2.1"  # RFC 6761, RFC 5737
 CENTRES = (SENDER.ipv4, OTHER_SENDER.ipv4)
 LISTEN = ("127.0.0.1", 5300)
 DNS_READY = "TERM or INT ends it"
-QUIET, LOADED = 0.3, 0.9
-BEFORE_seconds, LOADED_seconds, AFTER_seconds, ALONE_seconds = 30, 60, 60, 15
+QUIET = 0.3
+BEFORE_seconds, LOADED_seconds, AFTER_seconds, ALONE_seconds = 60, 60, 60, 15
 EVERY_seconds = 0.05
-HYSTERESIS, NEAR = 0.3, 0.1
 WINDOW_seconds = 1.0  # over which a share of users is taken
 MOVED = 0.95
-SETTLE_seconds = 15.0  # after a change of load; then whoever moves is noise
+SETTLE_seconds = 25.0  # after a change of load, who left rests for 20 samples; then whoever moves is noise
+
+
+class Case(NamedTuple):
+    """log_interval: log2 of the seconds between samples; loaded: load of the first data centre, for a while."""
+
+    log_interval: int
+    loaded: float
+
+    @property
+    def interval_s(self):
+        return 2.0**self.log_interval
+
+    @property
+    def text(self):
+        return f"a sample each {1000 * self.interval_s:.3g} ms"
+
+
+CASES = (Case(LOG_INTERVAL, 0.9), Case(0, 1.1))
 
 
 class Answer(NamedTuple):
@@ -43,6 +62,7 @@ class Run(NamedTuple):
     """What came of a run."""
 
     rate_bps: int
+    case: Case
     answers: list
     killed_s: float
 
@@ -69,7 +89,7 @@ def configuration(clocks):
         {"name": f"centre-{number}", "addresses": [address], "paths": {"edge": f"edge-{number}"}}
         for number, address in enumerate(CENTRES)
     ]
-    serve = {"paths": paths, "data_centres": centres, "hysteresis": HYSTERESIS, "near": NEAR}
+    serve = {"paths": paths, "data_centres": centres}
     serve["aggregations"] = [{"name": "edge", "prefixes": [f"{NETWORK}.0.0.0/8"]}]
     names = [{"name": NAME, "content": "page", "fallback": [FALLBACK]}]
     return {"serve": serve, "dns": {"listen": [":".join(map(str, LISTEN))], "names": names}}
@@ -81,13 +101,13 @@ def clock_of(place):
     return f"{digits[:6]}fffe{digits[6:]}"
 
 
-def run_once(folder, rate_bps, fit, seed):
+def run_once(folder, rate_bps, case, fit, seed):
     """The Run. Exit if something fails."""
     model, config = write_model(folder, fit), folder / "site.yaml"
     config.write_text(yaml.safe_dump(configuration([clock_of(SENDER), clock_of(OTHER_SENDER)])))
     watched = BEFORE_seconds + LOADED_seconds + AFTER_seconds
-    say(f"{rate_text(rate_bps)}: two data centres, {watched + ALONE_seconds} s")
-    with TwoPaths(folder, rate_bps) as paths:
+    say(f"{rate_text(rate_bps)}: two data centres, {case.text}, {watched + ALONE_seconds} s")
+    with TwoPaths(folder, rate_bps, case.log_interval) as paths:
         service = Service(paths, ["-c", config, "--model", model])
         for number in range(2):
             paths.tap(number, service.url("/v1/events"), f"edge{number}")
@@ -95,7 +115,7 @@ def run_once(folder, rate_bps, fit, seed):
         dns = paths.start(service.end, ["-m", "qoetap", "dns", "-c", config], "dns")
         dns.await_text(dns.err, DNS_READY)
         begin = begin_ns()
-        for number, steps in enumerate(loads()):
+        for number, steps in enumerate(loads(case)):
             paths.load(steps, begin, seed + number, number)
         asked = {"server": LISTEN, "domain_name": NAME, "every_s": EVERY_seconds, "seed": seed}
         users = paths.agent(service.end, "askers", "users", begin_ns=begin, seconds=watched, **asked)
@@ -105,18 +125,25 @@ def run_once(folder, rate_bps, fit, seed):
         alone.finish(ALONE_seconds + 60)
     lines = users.lines() + alone.lines()
     answers = [Answer((x["ts_ns"] - begin) / 1e9, tuple(x["user"]), x["regular"], x["address"]) for x in lines]
-    return Run(rate_bps, answers, answers[len(users.lines())].at_s)
+    return Run(rate_bps, case, answers, answers[len(users.lines())].at_s)
 
 
-def loads():
+def loads(case):
     """(load, seconds) of the steps of each data centre."""
-    first = [(QUIET, BEFORE_seconds), (LOADED, LOADED_seconds), (QUIET, AFTER_seconds)]
+    first = [(QUIET, BEFORE_seconds), (case.loaded, LOADED_seconds), (QUIET, AFTER_seconds)]
     return first, [(QUIET, BEFORE_seconds + LOADED_seconds + AFTER_seconds)]
 
 
 def run_all(folder, rates_bps, seed, kind):
-    """A Run of each rate."""
-    return at_each_rate(folder, rates_bps, kind, "centres", run_once, seed)
+    """A Run of each rate and case. With fewer samples a second the model is learned from so many less."""
+    found = []
+    for rate_bps in rates_bps:
+        place = folder / rate_text(rate_bps)
+        lines = tried(lesson, place / "learn", rate_bps)
+        for number, case in enumerate(CASES, 1):
+            fit = learned(thinned(lines, 2 ** (case.log_interval - LOG_INTERVAL)), kind)
+            found.append(tried(run_once, place / f"case{number}", rate_bps, case, fit, seed))
+    return found
 
 
 def score(run):
@@ -178,7 +205,8 @@ def lines_of(runs):
     """The table, for a person."""
     for run in runs:
         found = score(run)
-        yield f"{rate_text(run.rate_bps)}: loads of {QUIET:g}, then {LOADED:g} on the first data centre"
+        steps = f"loads of {QUIET:g}, then {run.case.loaded:g} on the first data centre"
+        yield f"{rate_text(run.rate_bps)}, {run.case.text}: {steps}"
         yield f"  {100 * MOVED:g} % of new users are sent to the other {seconds(found.moved_s)} after the load began"
         yield f"  {SETTLE_seconds:g} s after it began, {100 * found.moved_share:.1f} % are"
         yield f"  the first user comes back {seconds(found.back_s)} after it ended; then {100 * found.back_share:.0f} %"
@@ -194,4 +222,9 @@ def seconds(value):
 
 def as_json(runs):
     """The same for a program."""
-    return {"runs": [{"rate_bps": run.rate_bps, **score(run)._asdict(), "answers": run.answers} for run in runs]}
+    return {
+        "runs": [
+            {"rate_bps": run.rate_bps, **run.case._asdict(), **score(run)._asdict(), "answers": run.answers}
+            for run in runs
+        ]
+    }

@@ -18,8 +18,7 @@ LEAST = {"stalls": lab_stalls.LEAST_seconds, "hostile": lab_hostile.LEAST_second
 PTP = ("load", "pages", "centres")  # experiments with ptp4l in place of inline
 INLINE = ("stalls", "hostile", "street")
 ONLY = {
-    "seeds": ("stalls",), "plot": ("stalls", "load", "pages"), "seconds": tuple(SECONDS),
-    "json": ("stalls", "hostile", *PTP),
+    "seeds": ("stalls",), "plot": ("stalls", *PTP), "seconds": tuple(SECONDS), "json": ("stalls", "hostile", *PTP),
     "rate": PTP, "seed": PTP, "kind": PTP, "config": INLINE, "set": INLINE,
 }  # fmt: skip
 
@@ -95,12 +94,20 @@ def lab(args):
 
 def lab_of_load(args):
     """Experiments with ptp4l; the exit status."""
-    from qoetap import calibrate, lab_centres, lab_estimate, lab_estimate_plot, lab_pages, lab_pages_plot  # late: heavy
+    from qoetap import (  # late: heavy
+        calibrate,
+        lab_centres,
+        lab_centres_plot,
+        lab_estimate,
+        lab_estimate_plot,
+        lab_pages,
+        lab_pages_plot,
+    )
 
     rates = [calibrate.rate_of(text) for text in (args.rate or RATES[args.experiment]).split(",")]
     seed, kind = calibrate.seed_of(args.seed, LOAD_SEED), args.kind or lab_estimate.KIND
     modules = {"load": lab_estimate, "pages": lab_pages, "centres": lab_centres}
-    pictures = {"load": lab_estimate_plot, "pages": lab_pages_plot}
+    pictures = {"load": lab_estimate_plot, "pages": lab_pages_plot, "centres": lab_centres_plot}
     calibrate.check_needs()
     end_by_signals()
     with results(args.output) as folder:

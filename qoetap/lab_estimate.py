@@ -21,7 +21,7 @@ from qoetap.lab_site import begin_ns, tried
 from qoetap.say import say
 
 LEVELS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1)
-LEVEL_seconds, LEARN_SEED, KIND = 20, 1, "monotone"
+LEVEL_seconds, LEARN_SEED, KIND = 30, 1, "monotone"  # held as long as loads are in use
 ASK_seconds = 0.5
 CONCERNED = 0.3  # loads from there on count in the target
 STEADY_seconds = 5.0  # after a change of load
@@ -65,13 +65,17 @@ class Run(NamedTuple):
     said: str
 
 
-def learn(folder, rate_bps, kind, seconds=LEVEL_seconds):
-    """The Fit of a run with LEVELS, each held for `seconds`, in an order drawn by LEARN_SEED."""
+def lesson(folder, rate_bps, seconds=LEVEL_seconds):
+    """Labelled samples of a run with LEVELS, each held for `seconds`, in an order drawn by LEARN_SEED."""
     levels = list(LEVELS)
     random.Random(LEARN_SEED).shuffle(levels)
     say(f"{rate_text(rate_bps)}: learning from {len(levels)} loads, {len(levels) * seconds:g} s")
     run = lab_load.record(folder, rate_bps, [(level, seconds) for level in levels], LEARN_SEED)
-    lines = list(lab_load.labelled(run))
+    return list(lab_load.labelled(run))
+
+
+def learned(lines, kind):
+    """The Fit of labelled samples."""
     samples = load_command.as_labelled("the lab", lines)
     return load_command.fitted(samples, None, kind, lab_load.HELD_seconds)
 
@@ -168,7 +172,7 @@ def at_each_rate(folder, rates_bps, kind, name, experiment, *args):
     found = []
     for rate_bps in rates_bps:
         place = folder / rate_text(rate_bps)
-        fit = tried(learn, place / "learn", rate_bps, kind)
+        fit = learned(tried(lesson, place / "learn", rate_bps), kind)
         found.append(tried(experiment, place / name, rate_bps, fit, *args))
     return found
 

@@ -10,6 +10,7 @@ from qoetap.lab_ptp import LOG_INTERVAL, OnePath, samples
 from qoetap.lab_site import TooBusy, begin_ns
 
 LATE_seconds = 0.5  # a packet that was sent so late belonged to a slot that is over
+SECOND_ns = 10**9
 HOLD_seconds = (20, 40)  # of a random step, whole seconds at least and at most
 HELD_seconds = sum(HOLD_seconds) / 2
 MOST = 1.1  # random load, at most: above 1 the bottleneck is congested
@@ -88,6 +89,16 @@ def labelled(run):
         number = bisect_right(begins, ts_ns) - 1
         if number >= 0 and ts_ns < run.steps[number].end_ns:
             yield {"ts_ns": ts_ns, "delay_ns": delay_ns, "load": round(min(run.steps[number].sent, 1.0), 4)}
+
+
+def thinned(lines, every):
+    """Labelled samples as `every` slower taps would have had them, each in its turn one of so many; their times follow
+    one another.
+    """
+    span_ns = lines[-1]["ts_ns"] - lines[0]["ts_ns"] + SECOND_ns
+    return [
+        line | {"ts_ns": line["ts_ns"] + tap * span_ns} for tap in range(every) for line in lines[tap::every]
+    ]  # fmt: skip
 
 
 def traffic(sent_bytes, counted):

@@ -19,7 +19,7 @@ from qoetap.lab import End
 from qoetap.lab_site import AGENT_READY, Processes
 from qoetap.street import RECEIVER, SENDER, Fork, Side, Street, narrow, passed
 
-LOG_INTERVAL = -6  # of Sync and Delay_Req: 64 a second
+LOG_INTERVAL = -7  # of Sync and Delay_Req: 128 a second, the most of telecom profiles (ITU-T G.8275.2)
 QUEUE_ms = 500  # of the bottleneck
 BURST_bytes, BURST_seconds = 2000, 320e-6  # it passes so much at once, at least: a packet, and what a late timer costs
 TAP_READY = "listening; TERM or INT ends it"

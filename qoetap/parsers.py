@@ -104,7 +104,7 @@ def lab():
     parser.add_argument("--seeds", metavar="N", help="of stalls: scenarios, or 3-5; each is run twice (default 5)")
     parser.add_argument("--seconds", metavar="S", type=float, help="each run (default 120, hostile 90, load 600)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep results, events and logs there")
-    parser.add_argument("--plot", metavar="FILE", help="stalls, load, pages: draw what was found, PNG or SVG")
+    parser.add_argument("--plot", metavar="FILE", help="stalls, load, pages, centres: draw what was found, PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     group = parser.add_argument_group("load, pages and centres")
     rates = "of bottlenecks (default: load 10Mbit,100Mbit; pages 100Mbit; centres 10Mbit)"

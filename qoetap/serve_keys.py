@@ -78,7 +78,7 @@ SERVE = {
     "keep": (Positive, parse_duration("7d"), "samples are kept for so long; older events are refused"),
     "body": (Size, parse_size("8MiB"), "of a request, unpacked, at most"),
     "requests": (Annotated[int, Field(ge=1)], 500, "of a client in a second, at most"),
-    "hysteresis": (Share, 0.1, "another data centre is chosen only if it is better by this share"),
+    "hysteresis": (Share, 0.1, "another data centre is chosen only if it is better by this share and more than noise"),
     "near": (Share, 0.02, "data centres that differ by at most this share divide users among them, by their prefixes"),
     "paths": (Annotated[list[path_model], Field(max_length=LISTED_MAX)], [], "names and models of paths; others are "
               "named AGENT:MASTER_CLOCK:DOMAIN"),
@@ -91,8 +91,11 @@ DNS = {
     "service": (str, "http://127.0.0.1:9470", "where `qoetap serve` answers"),
     "ttl": (Duration, parse_duration("5s"), "of answers"),
     "timeout": (Positive, parse_duration("200ms"), "for the service to answer; then the fallback is given"),
-    "rate": (Annotated[int, Field(ge=1)], 1000, "queries over UDP in a second that askers of one /24 or /56 may send; "
-             "more are told to come over TCP"),
+    "rate": (
+        Annotated[int, Field(ge=1)],
+        1000,
+        "queries over UDP in a second that askers of one /24 or /56 may send; more are told to come over TCP",
+    ),
     "ecs": (bool, True, "take the user's prefix from EDNS Client Subnet (RFC 7871), else the address that asks"),
     "names": (Annotated[list[answered_model], Field(max_length=LISTED_MAX)], [], "what is answered; else REFUSED"),
 }

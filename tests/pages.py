@@ -28,7 +28,8 @@ def reading(path="north", load=0.53, *, wide=0.06, **changes):
     delay = int(MODEL["a_ns"] * math.exp(MODEL["b"] * (load if load is not None else 0.5)))
     name = "unknown" if load is None else "low" if load <= 0.2 else "congested" if load >= 0.95 else "normal"
     low, high = (None, None) if load is None else (max(load - wide, 0), min(load + wide, 1))
-    model = {"version": 3, **{key: MODEL[key] for key in ("kind", "a_ns", "b", "low", "congested", "r2")}}
+    model = {key: MODEL[key] for key in ("kind", "a_ns", "b", "low", "congested", "r2")}
+    model |= {"version": 3, "spread_known": False}
     return {
         "path": path, "agent_id": "tap-1", "master_clock": "001122fffe334455", "domain": 0, "load": load,
         "load_low": low, "load_high": high, "class": name, "raw_load": load, "delay_ns": delay, "samples": 12345,

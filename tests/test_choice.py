@@ -48,6 +48,17 @@ def test_who_shares_goes_on_until_worse_by_a_tenth(b, after):
     assert members(candidates(a=1.0, b=b), State(("a", "b"))) == tuple(after)
 
 
+def test_better_by_less_than_noise_moves_nobody():
+    a, b = candidates(a=2.0, b=1.0)
+    assert members([a, b], State(("a",))) == ("b",)
+    apart, over = a._replace(range_seconds=(1.5, 3.0)), a._replace(range_seconds=(1.1, 3.0))
+    wide = b._replace(range_seconds=(0.5, 1.4))
+    assert members([apart, wide], State(("a",))) == ("b",)
+    assert members([over, wide], State(("a",))) == ("a",)
+    assert members([over, b], State(("a",))) == ("b",)  # its own noise is not known
+    assert members([over._replace(congested=True), wide], State(("a",))) == ("b",)
+
+
 def test_it_says_when_it_keeps_a_worse_one():
     assert reason(candidates(a=1.0, b=0.95), State(("a",))) == ("a", choice.KEPT)
 
@@ -134,19 +145,25 @@ def test_somebody_who_may_be_chosen_always_is(steps):
 # --- over many samples
 
 
-def simulate(true_loads, samples, noise, seed=1, guards=True):
+def expected(load):
+    return default_seconds(CONTENTS["page"], load, 0.01, 1e8)
+
+
+def simulate(true_loads, samples, noise, seed=1, guards=True, known=False):
     """(times that the set changed, share of users at `a` after each sample) of two data centres whose loads are
     measured with noise and smoothed with w = 0.87. true_loads(sample, share of users at a): of both. Without guards
-    the least time of each sample counts and nothing else.
+    the least time of each sample counts and nothing else. known: how large the noise is.
     """
+    beyond = 1.645 * noise * np.sqrt(0.13 / 1.87)  # 9 in 10 smoothed loads are nearer
     rng, smooth, state, changes, shares = np.random.default_rng(seed), None, State(), 0, [0.5]
     for sample in range(samples):
         raw = np.clip(np.array(true_loads(sample, shares[-1])) + rng.normal(0, noise, 2), 0, 1)
         smooth = raw if smooth is None else 0.87 * smooth + 0.13 * raw
         found = [
-            Candidate(n, default_seconds(CONTENTS["page"], load, 0.01, 1e8), load >= 0.95, None, SAMPLE_seconds)
+            Candidate(n, expected(load), load >= 0.95, None, SAMPLE_seconds,
+                      (expected(load - beyond), expected(load + beyond)) if known else None)
             for n, load in zip("ab", smooth)
-        ]
+        ]  # fmt: skip
         before, rules = (state, RULES) if guards else (State(), Rules(0.0, 0.0))
         after, decision = decide(found, before, rules, NOW_ns + sample * SAMPLE_ns)
         changes, state = changes + (after.members != state.members), after
@@ -160,9 +177,16 @@ def test_noise_on_two_equal_loads_moves_nobody_to_and_fro():
     assert guarded <= 2 and bare > 100
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_load_moves_users_within_three_samples_and_back_later(seed):
-    changes, shares = simulate(lambda n, _: (0.8 if 200 <= n < 400 else 0.2, 0.2), 600, 0.03, seed)
+@pytest.mark.parametrize(("load", "noise"), [(0.5, 0.1), (0.5, 0.2), (0.8, 0.1)])
+def test_noise_that_is_known_seldom_moves_anybody_however_large_it_is(load, noise):
+    known, _ = simulate(lambda *_: (load, load), 1000, noise, known=True)
+    unknown, _ = simulate(lambda *_: (load, load), 1000, noise)
+    assert known <= 20 < 30 < unknown
+
+
+@pytest.mark.parametrize(("seed", "known"), [(seed, known) for seed in range(5) for known in (False, True)])
+def test_a_load_moves_users_within_three_samples_and_back_later(seed, known):
+    changes, shares = simulate(lambda n, _: (0.8 if 200 <= n < 400 else 0.2, 0.2), 600, 0.03, seed, known=known)
     assert shares[198] > 0.3 and shares[202] <= 0.05  # three samples: 200, 201, 202
     assert max(shares[202:400]) == 0.0
     assert shares[-1] > 0.3 and changes <= 4

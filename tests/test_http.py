@@ -102,6 +102,11 @@ def counts(sink):
     return sink.delivered, sink.queued, sink.dropped
 
 
+@pytest.fixture(autouse=True)
+def _only_full_batches(monkeypatch):
+    monkeypatch.setattr(http, "BATCH_S", 100)
+
+
 def test_every_event_arrives_once_in_order(receiver):
     sink = open_sink(receiver.url("/in?source=a"), DETECTORS)
     batches = [batch(20, seed) for seed in range(3)]
@@ -142,13 +147,16 @@ def test_a_batch_does_not_wait_for_long(receiver, monkeypatch):
     monkeypatch.setattr(http, "BATCH_S", 0.05)
     sink = open_sink(receiver.url(), DETECTORS)
     sink.write(batch(5))
-    sink.tick()
-    assert counts(sink) == (0, 5, 0)
     until(lambda: sink.tick() or sink.delivered == 5)
+    monkeypatch.setattr(http, "BATCH_S", 100)
+    sink.write(batch(5))
     sink.tick()
-    assert len(receiver.requests) == 1
+    assert counts(sink) == (5, 5, 0) and len(receiver.requests) == 1
+    sink.sent -= 100
+    sink.write(batch(5))  # goes at once, since nothing has gone for so long
+    assert counts(sink) == (15, 0, 0) and len(receiver.requests) == 2
     sink.close()
-    assert len(receiver.requests) == 1
+    assert len(receiver.requests) == 2
 
 
 @pytest.mark.parametrize(

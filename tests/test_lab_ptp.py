@@ -11,7 +11,7 @@ import pytest
 from conftest import require
 
 from endhost import bursts, pages, webpages
-from qoetap import calibrate, lab_centres, lab_estimate, lab_estimate_plot, lab_load, lab_pages
+from qoetap import calibrate, lab_centres, lab_centres_plot, lab_estimate, lab_estimate_plot, lab_load, lab_pages
 from qoetap.exits import PRIVILEGE, RUN_ERROR, USAGE, Exit
 from qoetap.lab_load import Step
 from qoetap.lab_ptp import OnePath, TwoPaths, samples
@@ -151,17 +151,32 @@ def answers(*spans):
 
 
 def test_scores_of_two_data_centres():
-    told = answers((0, 34, 0), (34, 100, 1), (100, 150, 0))
-    told += [lab_centres.Answer(at, (10, 255, 1), True, lab_centres.CENTRES[at == 60]) for at in range(20, 150, 5)]
+    told = answers((0, 64, 0), (64, 130, 1), (130, 180, 0))
+    told += [lab_centres.Answer(at, (10, 255, 1), True, lab_centres.CENTRES[at == 90]) for at in range(50, 180, 5)]
     told.sort()
-    alone = [lab_centres.Answer(151, (10, 1, 1), False, None), lab_centres.Answer(152, (10, 1, 1), False, "192.0.2.1")]
-    found = lab_centres.score(lab_centres.Run(RATE_bps, told + alone, 151))
+    alone = [lab_centres.Answer(181, (10, 1, 1), False, None), lab_centres.Answer(182, (10, 1, 1), False, "192.0.2.1")]
+    found = lab_centres.score(lab_centres.Run(RATE_bps, lab_centres.CASES[0], told + alone, 181))
     assert (found.moved_s, found.moved_share, found.back_s) == (4.0, 1.0, 10.0)
     assert found.back_share == 1.0 and found.flaps == {"before": 0, "loaded": 2, "after": 0}
     assert (found.unanswered, found.alone_answered) == (1, 0.5)
-    assert lab_centres.moved_after(answers((30, 90, 0)), 30) is None
-    lines = list(lab_centres.lines_of([lab_centres.Run(RATE_bps, told + alone, 151)]))
+    assert lab_centres.moved_after(answers((60, 120, 0)), 60) is None
+    lines = list(lab_centres.lines_of([lab_centres.Run(RATE_bps, lab_centres.CASES[0], told + alone, 181)]))
     assert any("4.0 s after the load began" in line for line in lines)
+
+
+def test_picture_of_two_data_centres(tmp_path):
+    pytest.importorskip("matplotlib")
+    told = answers((0, 60, 0), (60, 130, 1), (130, 190, 0))
+    lab_centres_plot.plot([lab_centres.Run(RATE_bps, lab_centres.CASES[1], told, 180)], tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slower_taps_see_each_sample_once_and_one_after_the_other():
+    lines = [{"ts_ns": n * SECOND_ns, "delay_ns": n, "load": n >= 4} for n in range(10)]
+    found = lab_load.thinned(lines, 3)
+    assert [line["delay_ns"] for line in found] == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
+    assert all(a["ts_ns"] + 3 * SECOND_ns <= b["ts_ns"] for a, b in zip(found, found[1:]) if a["delay_ns"] + 3 < 10)
+    assert lab_load.thinned(lines, 1) == lines
 
 
 # --- page loads

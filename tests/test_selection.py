@@ -44,14 +44,15 @@ class Paths:
     """Readings that a test sets."""
 
     def __init__(self):
-        self.loads, self.now_ns, self.blocked = {}, NOW_ns, False
+        self.loads, self.more, self.now_ns, self.blocked = {}, {}, NOW_ns, False
 
     def reading_of(self, path, _):
         if path not in self.loads:
             return None
         load = self.loads[path]
         kind = "unknown" if load is None else "congested" if load >= 0.95 else "normal"
-        return {"load": load, "class": kind, "delay_ns": 1000, "interval_s": 4.0, "stale": load is None}
+        told = {"load": load, "class": kind, "delay_ns": 1000, "interval_s": 4.0, "stale": load is None}
+        return told | self.more
 
     def load_at(self, path, _):
         with suppress(RuntimeError):  # no loop runs in this thread, so nobody waits for it
@@ -119,6 +120,23 @@ def test_the_data_centre_of_a_user(client, paths):
     assert told == {"a": (0.8, False), "b": (0.2, True)}
     assert select(client, "2001:db8:1:2::/56")["aggregation"] == "north"
     assert select(client, "10.2.0.9")["data_centre"] == "c"
+
+
+def test_the_interval_of_a_load_counts_where_its_spread_is_known(client, paths):
+    paths.set(pa=0.5, pb=0.3)
+    known = {"load_low": 0.2, "load_high": 0.9, "model": {"spread_known": True}}
+    assert select(client)["data_centre"] == "b"
+    found = {one["data_centre"]: one for one in select(client)["candidates"]}
+    assert (found["a"]["expected_low_s"], found["a"]["expected_high_s"]) == (None, None)
+    paths.more = known
+    paths.set(pa=0.3, pb=0.5)
+    found = select(client)
+    assert (found["data_centre"], found["reason"]) == ("b", choice.KEPT)
+    low, high = (found["candidates"][0][name] for name in ("expected_low_s", "expected_high_s"))
+    assert (low, high) == pytest.approx((0.08 + 0.2 / 0.8, 0.08 + 0.2 / 0.1))
+    paths.more = {**known, "model": {"spread_known": False}}
+    paths.set(seconds=100, pb=0.51)
+    assert select(client)["data_centre"] == "a"
 
 
 def test_readings_move_users_and_the_reason_is_told(client, paths):

@@ -52,9 +52,10 @@ def test_nothing_acknowledged_is_lost_and_nothing_counts_twice(tmp_path):
     assert end["made"] == end["stored"] == end["counted"] >= 400 and end["resent"] >= 2
     assert [kill["missing"] for kill in found["kills"]] == [0, 0]
     for when, kill in enumerate(found["kills"], 1):
-        assert f"| after kill {when} | {kill['acked']:,} | {kill['stored']:,} | 0 | 0 |" in (
-            tmp_path / "results.md"
-        ).read_text()
+        assert (
+            f"| after kill {when} | {kill['acked']:,} | {kill['stored']:,} | 0 | 0 |"
+            in (tmp_path / "results.md").read_text()
+        )
 
 
 @pytest.fixture

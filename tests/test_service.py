@@ -41,7 +41,7 @@ def test_a_reading_is_the_estimate_of_the_last_samples(path):
         "raw_load": wanted.raw_load, "delay_ns": round(wanted.delay_ns), "samples": 600, "late": 0,
         "last_ns": NOW, "age_s": 1.0, "stale": False, "interval_s": 1.0, "w": wanted.w,
         "model": {"version": 0, "kind": "exponential", "a_ns": 36_100.0, "b": 6.218, "low": 0.2, "congested": 0.95,
-                  "r2": None},
+                  "r2": None, "spread_known": False},
         "reason": None,
     }  # fmt: skip
 

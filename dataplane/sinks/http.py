@@ -28,7 +28,8 @@ FORM = "write an HTTP output as https://HOST:PORT/PATH"
 TOKEN, TOKEN_FILE = "QOETAP_HTTP_TOKEN", "QOETAP_HTTP_TOKEN_FILE"  # environment
 B64TOKEN = re.compile(r"[\w.~+/-]+=*", re.ASCII)  # RFC 6750, 2.1
 
-BATCH_BYTES, BATCH_EVENTS, BATCH_S = 1 << 20, 5000, 1  # before compression; a batch is sent when it has one of these
+BATCH_BYTES, BATCH_EVENTS = 1 << 20, 5000  # before compression; a batch that has one of these is sent
+BATCH_S = 1  # one that is not full is sent so long after the one before
 GZIP_LEVEL = 1
 
 REQUEST_S = 10  # for connecting, sending, and an answer
@@ -157,7 +158,7 @@ class Http(Sink):
         if self.token and self.address.scheme == "http" and not is_loopback(self.address.host):
             raise SinkError(f"{self.path}: a token must not be sent in the clear (RFC 6750): use https://, or none")
         self.renderer, self.connection = Renderer(detectors, json_lines), self._connection()
-        self.text, self.count, self.since = bytearray(), 0, 0.0  # the batch at hand, and when it was begun
+        self.text, self.count, self.sent = bytearray(), 0, time.monotonic()  # the batch at hand; when the last one went
         self.start, self.batches = uuid.uuid4().hex, 0
 
     def _connection(self):
@@ -182,14 +183,13 @@ class Http(Sink):
                 self._send(RETRY_S)
                 continue
             stop = max(stop, at + 1)
-            self.since = self.since if self.count else time.monotonic()
             self.text += text[start : ends[stop - 1]]
             self.count, self.queued = self.count + stop - at, self.queued + stop - at
             at, start = stop, int(ends[stop - 1])
 
     def tick(self):
-        """Send a batch that has waited for long enough."""
-        if self.count and time.monotonic() - self.since >= BATCH_S:
+        """Send what there is, but seldom."""
+        if self.count and time.monotonic() - self.sent >= BATCH_S:
             self._send(RETRY_S)
 
     def close(self):
@@ -203,7 +203,7 @@ class Http(Sink):
     def _send(self, seconds):
         """Send the batch at hand and count what became of it. SinkError if it was not taken."""
         body, count = gzip.compress(self.text, GZIP_LEVEL, mtime=0), self.count
-        self.text, self.count, self.batches = bytearray(), 0, self.batches + 1
+        self.text, self.count, self.batches, self.sent = bytearray(), 0, self.batches + 1, time.monotonic()
         taken = False
         try:
             self._deliver(body, seconds)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dataplane.sinks.base import SinkError
 
 LIMIT_EVENTS = 65_536  # that wait at most; one larger batch is taken when none wait
-TICK_S = 1.0
+TICK_S = 0.25
 HANG_S = 30.0  # one whose call does not come back for so long hangs
 STALL_S = 2.0  # a sink that took nothing for so long is not waited for where dropping is allowed
 

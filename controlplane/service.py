@@ -175,7 +175,7 @@ class LoadService:
         return self.store.submit(partial(self._delete, (names[start:] + names[:start])[:TIDIED_paths], horizon_ns))
 
     def _horizon_ns(self, now_ns):
-        """Before it samples are refused, since they were deleted; one that is ahead of now would refuse all that comes."""
+        """Before it samples are refused, since they were deleted; one ahead of now would refuse all that comes."""
         return self.horizon_ns if self.horizon_ns < now_ns else 0
 
     def _delete(self, names, horizon_ns):

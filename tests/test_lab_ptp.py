@@ -152,16 +152,18 @@ def answers(*spans):
 
 def test_scores_of_two_data_centres():
     told = answers((0, 64, 0), (64, 130, 1), (130, 180, 0))
-    told += [lab_centres.Answer(at, (10, 255, 1), True, lab_centres.CENTRES[at == 90]) for at in range(50, 180, 5)]
+    told += [
+        lab_centres.Answer(at, (10, 255, 1), True, lab_centres.CENTRES[at in (90, 95, 105)]) for at in range(50, 180, 5)
+    ]
     told.sort()
     alone = [lab_centres.Answer(181, (10, 1, 1), False, None), lab_centres.Answer(182, (10, 1, 1), False, "192.0.2.1")]
     found = lab_centres.score(lab_centres.Run(RATE_bps, lab_centres.CASES[0], told + alone, 181))
     assert (found.moved_s, found.moved_share, found.back_s) == (4.0, 1.0, 10.0)
-    assert found.back_share == 1.0 and found.flaps == {"before": 0, "loaded": 2, "after": 0}
+    assert found.back_share == 1.0 and found.flaps == {"before": 0, "loaded": 3, "after": 0}
     assert (found.unanswered, found.alone_answered) == (1, 0.5)
     assert lab_centres.moved_after(answers((60, 120, 0)), 60) is None
     lines = list(lab_centres.lines_of([lab_centres.Run(RATE_bps, lab_centres.CASES[0], told + alone, 181)]))
-    assert any("4.0 s after the load began" in line for line in lines)
+    assert any("4.0 s (512.0 sample intervals) after the load began" in line for line in lines)
 
 
 def test_picture_of_two_data_centres(tmp_path):

@@ -185,18 +185,20 @@ class Selection:
     def _candidate(self, centre, content, now_ns):
         """JSON of a data centre and what its path tells now."""
         reading = self.reading_of(centre.path, now_ns) or {"load": None, "class": UNKNOWN, "delay_ns": None}
-        loads = [reading.get(name) for name in ("load", "load_low", "load_high")]
-        told = [load if load is None else self._expected_seconds(centre, content, load) for load in loads]
-        if not (reading.get("model") or {}).get("spread_known"):
-            told[1:] = (None, None)
+        spread_known = (reading.get("model") or {}).get("spread_known", False)
+        expected_seconds = partial(self._expected_seconds, centre, content)
         return {
-            "data_centre": centre.name, "path": centre.path, "load": loads[0], "class": reading["class"],
-            **dict(zip(("expected_s", "expected_low_s", "expected_high_s"), told, strict=True)),
+            "data_centre": centre.name, "path": centre.path, "load": reading["load"], "class": reading["class"],
+            "expected_s": expected_seconds(reading["load"]),
+            "expected_low_s": expected_seconds(reading["load_low"] if spread_known else None),
+            "expected_high_s": expected_seconds(reading["load_high"] if spread_known else None),
             "delay_ns": reading["delay_ns"], "interval_s": reading.get("interval_s", 0.0),
         }  # fmt: skip
 
     def _expected_seconds(self, centre, content, load):
-        """By the curve, or by default for all data centres alike."""
+        """By the curve, or by default for all data centres alike; None for a load that is None."""
+        if load is None:
+            return None
         curve = self.learned[content].curve
         if curve:
             return curves.seconds_at(curve, load)

@@ -6,15 +6,17 @@ one leaves, only its own users move.
 
     out    another one is better by `hysteresis` or more and by more than noise; or it is congested, or its path is
            stale or unknown
-    in     it is as good as the best of the set, to within `near`: near-equals share. Who left, REST later at the least
-    anew   all of the set are out: the best one and its near-equals take over
-    held   they would, but the best left less than SOON ago: it shares with the set, and none is better for HOLD
+    in     it is as good as the best of the set, to within `near`, or better by `hysteresis`, but not by more than
+           noise: they share. Who left, REST later at the least
+    anew   all of the set are out: the best of those that drove them out and who shares with it take over
+    held   they would, but that one left less than SOON ago: it shares with the set, and none is better for HOLD
 
 Between `near` and `hysteresis` nothing changes. More than noise: the one would be better even at the upper end of its
 load's interval, and the other at the lower end of its own. How wide these are is learned with the model, so where few
 samples tell little nobody is moved for little; where it is not known, REST bounds how often noise moves anybody. `held`
 is against herding: where all users go to the better data centre, their own load makes the other one better a few
-samples later, and back they would go. Times are counted in samples, since loads follow these.
+samples later, and back they would go. Times are counted in samples, since loads follow these, but no shorter than a
+second: agents post once in so long.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ from typing import NamedTuple
 
 REST_samples, SOON_samples, HOLD_samples = 20, 8, 20
 SECOND_ns = 10**9
+POST_seconds = 1.0  # agents post once in so long, so no load changes sooner
 
 BEST, NEAR, KEPT, CONGESTED, UNKNOWN = "best", "near_equal", "kept", "all_congested", "all_unknown"
 REASONS = {
@@ -89,31 +92,38 @@ def decide(candidates, state, rules, now_ns):
     usable = {c.name: c for c in candidates if c.expected_seconds is not None}
     if not usable:
         return state, Decision(state.members or tuple(sorted(known)), None, UNKNOWN)
-    times = Times(now_ns, SECOND_ns * max(c.interval_seconds for c in usable.values()))
+    times = Times(now_ns, SECOND_ns * max(POST_seconds, *(c.interval_seconds for c in usable.values())))
     free = {name: c for name, c in usable.items() if not c.congested}
     if free:
-        best = min(free, key=lambda name: (free[name].expected_seconds, free[name].delay_ns or 0, name))
-        chosen, held = _chosen(free, best, state, rules, times)
+        best = min(free, key=lambda name: _rank(free[name]))
+        chosen, held = _chosen(free, state, rules, times)
         return _next(chosen, held, state, times), Decision(chosen, best, BEST)
     best = min(usable, key=lambda name: (usable[name].delay_ns or 0, name))
     chosen = tuple(m for m in state.members if m in usable) or (best,)  # to move would help nobody
     return _next(chosen, False, state, times), Decision(chosen, best, CONGESTED)
 
 
-def _chosen(free, best, state, rules, times):
+def _chosen(free, state, rules, times):
     """(the set that follows, whether it begins to be held). free: {name: Candidate} of those that may be chosen."""
     costs = {name: candidate.expected_seconds for name, candidate in free.items()}
     here = [m for m in state.members if m in costs]
+    better = {m: [n for n in free if _better(free[n], free[m], rules.hysteresis)] for m in here}
     held = times.within(state.held_ns, HOLD_samples)
-    stay = [m for m in here if held or not _better(free[best], free[m], rules.hysteresis)]
-    if here and not stay and times.within(state.left_ns.get(best, 0), SOON_samples):
-        return tuple(sorted({*here, best})), True
-    rested = {n for n in costs if not stay or not times.within(state.left_ns.get(n, 0), REST_samples)}
-    base = min((costs[m] for m in stay), default=costs[best])
-    joined = {n for n in rested if abs(costs[n] - base) <= rules.near * base}
+    stay = [m for m in here if held or not better[m]]
+    leader = min({n for names in better.values() for n in names} or costs, key=lambda n: _rank(free[n]))
+    if here and not stay and times.within(state.left_ns.get(leader, 0), SOON_samples):
+        return tuple(sorted({*here, leader})), True
     if rules.near == 0:
-        joined = set() if stay else {best}
+        return tuple(stay or [leader]), False
+    rested = {n for n in costs if not stay or not times.within(state.left_ns.get(n, 0), REST_samples)}
+    base = min((costs[m] for m in stay), default=costs[leader])
+    joined = {n for n in rested if abs(costs[n] - base) <= rules.near * base}
+    joined |= {n for n in rested if costs[n] <= (1 - rules.hysteresis) * base}
     return tuple(sorted({*stay, *joined})), False
+
+
+def _rank(candidate):
+    return candidate.expected_seconds, candidate.delay_ns or 0, candidate.name
 
 
 def _better(one, other, hysteresis):
@@ -121,7 +131,7 @@ def _better(one, other, hysteresis):
     cost, than = one.expected_seconds, other.expected_seconds
     if not (cost < than and cost <= (1 - hysteresis) * than):
         return False
-    return (one.range_seconds or (cost, cost))[1] < (other.range_seconds or (than, than))[0]
+    return (one.range_seconds or (cost, cost))[1] <= (other.range_seconds or (than, than))[0]
 
 
 def _next(chosen, held, state, times):

@@ -83,7 +83,7 @@ CandidateAnswer = TypedDict(  # `class` is a keyword, so this form
         "load": Load | None,
         "class": Class,
         "expected_s": Annotated[float | None, Field(description="null: its load is not known")],
-        "expected_low_s": Annotated[float | None, Field(description="at load_low; null: the model has no spread")],
+        "expected_low_s": Annotated[float | None, Field(description="at load_low; null: the spread is not known")],
         "expected_high_s": Annotated[float | None, Field(description="at load_high, the same")],
         "delay_ns": int | None,
         "interval_s": Annotated[float, Field(ge=0)],

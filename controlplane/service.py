@@ -25,7 +25,7 @@ from controlplane.shapes import Reading, Taken
 SECOND_ns = 10**9
 PATHS_MAX = 4096
 STALE_intervals = 3
-STALE_LEAST_seconds = 3.0  # agents post once in a second or two, however short the interval
+STALE_LEAST_seconds = 3.0  # agents post once a second or so, however short the interval
 TIDIED_paths, TIDIED_samples = 256, 5000  # at a time, at most
 SAMPLES_MAX = 10_000  # told at a time
 HORIZON = "horizon_ns"

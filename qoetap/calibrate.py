@@ -18,9 +18,8 @@ from qoetap.lab_ptp import ptp4l
 from qoetap.lab_site import tried
 from qoetap.say import say
 
-RATE, SECONDS, SEED = "10Mbit", 20.0, 1
+RATE, SEED = "10Mbit", 1
 SEED_MAX = 2**31
-LEVELS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,1.1"
 RATE_LEAST, RATE_MOST = 1_000_000, 200_000_000  # bit/s that this machine's Python can send in bursts
 SECONDS_LEAST, SECONDS_MAX = 2, 3600
 
@@ -77,8 +76,8 @@ def steps_of(args):
         if args.levels or args.seconds is not None:
             raise Exit(USAGE, "--random draws loads and how long they are held: leave --levels and --seconds out")
         return lab_load.random_steps(seed, seconds_of("--random", args.random))
-    seconds = seconds_of("--seconds", SECONDS if args.seconds is None else args.seconds)
-    levels = levels_of(args.levels or LEVELS)
+    seconds = seconds_of("--seconds", lab_load.LEVEL_seconds if args.seconds is None else args.seconds)
+    levels = levels_of(args.levels) if args.levels else [*lab_load.LEVELS]
     random.Random(seed).shuffle(levels)
     return [(level, round(seconds)) for level in levels]
 

@@ -53,7 +53,7 @@ def add_calibrating(parser):
     group.add_argument("--rate", metavar="RATE", help="of the bottleneck, 1Mbit to 200Mbit (default 10Mbit)")
     group.add_argument("--levels", metavar="A,B", help="loads, each held once, in an order drawn by the seed "
                        "(default 0 to 0.9 by 0.1, then 0.95 and 1.1)")  # fmt: skip
-    group.add_argument("--seconds", metavar="S", type=float, help="each level is held (default 20)")
+    group.add_argument("--seconds", metavar="S", type=float, help="each level is held (default 30)")
     group.add_argument("--random", metavar="S", type=float, help="random loads for so long in place of levels")
     group.add_argument("--seed", metavar="N", type=int, help="of the order, of random loads and of bursts (default 1)")
     group.add_argument("--samples", metavar="FILE", help="write the labelled samples there, JSON lines")

@@ -43,7 +43,8 @@ class Case(NamedTuple):
 
     @property
     def text(self):
-        return f"a sample each {1000 * self.interval_s:.3g} ms"
+        slow = self.interval_s > 1
+        return f"a sample each {self.interval_s:g} s" if slow else f"{1 / self.interval_s:g} samples a second"
 
 
 CASES = (Case(LOG_INTERVAL, 0.9), Case(2, 1.1))
@@ -71,18 +72,19 @@ class Score(NamedTuple):
     """How users were sent. Seconds after the change of load; None: it did not happen."""
 
     moved_s: float | None  # from then on at least MOVED of new users go to the other one, until the load ends
-    moved_share: float  # of new users, from then on
-    back_s: float | None  # the first new user who is sent to the first one again
+    moved_share: float  # of new users, from then on until the load ends
+    back_s: float | None  # the first new user who is sent to the first one again; None too if nobody left it
     back_share: float  # of new users sent to it, from then on
-    flaps: dict  # phase: how often a regular user was moved again, who had been moved in it already
+    flaps: dict  # phase: how often regular users were moved, but for once each after a change of load
     unanswered: int
     alone_answered: float  # share of queries answered once the service was killed
 
 
-def configuration(clocks):
+def configuration(clocks, interval_s):
     """The file that `qoetap serve` and `qoetap dns` share. clocks: clockIdentity of each side's master."""
+    every = {"interval": f"{1000 * interval_s:g}ms"}
     paths = [
-        {"name": f"edge-{number}", "agent": f"edge{number}", "master_clock": clock, "domain": number}
+        {"name": f"edge-{number}", "agent": f"edge{number}", "master_clock": clock, "domain": number, **every}
         for number, clock in enumerate(clocks)
     ]
     centres = [
@@ -104,7 +106,7 @@ def clock_of(place):
 def run_once(folder, rate_bps, case, fit, seed):
     """The Run. Exit if something fails."""
     model, config = write_model(folder, fit), folder / "site.yaml"
-    config.write_text(yaml.safe_dump(configuration([clock_of(SENDER), clock_of(OTHER_SENDER)])))
+    config.write_text(yaml.safe_dump(configuration([clock_of(SENDER), clock_of(OTHER_SENDER)], case.interval_s)))
     watched = BEFORE_seconds + LOADED_seconds + AFTER_seconds
     say(f"{rate_text(rate_bps)}: two data centres, {case.text}, {watched + ALONE_seconds} s")
     with TwoPaths(folder, rate_bps, case.log_interval) as paths:
@@ -151,13 +153,14 @@ def score(run):
     loaded, over = BEFORE_seconds, BEFORE_seconds + LOADED_seconds
     new = [answer for answer in run.answers if not answer.regular]
     during, after = (between(new, *ends) for ends in ((loaded, over), (over, run.killed_s)))
-    moved, back = moved_after(during, loaded), next((a.at_s - over for a in after if a.address == CENTRES[0]), None)
+    moved = moved_after(during, loaded)
+    back = None if moved is None else next((a.at_s - over for a in after if a.address == CENTRES[0]), None)
     alone = [answer for answer in run.answers if answer.at_s >= run.killed_s]
     return Score(
         moved_s=moved,
-        moved_share=share(between(during, loaded + (moved or 0), over), CENTRES[1]),
+        moved_share=share(during if moved is None else between(during, loaded + moved, over), CENTRES[1]),
         back_s=back,
-        back_share=share(between(after, over + (back or 0), run.killed_s), CENTRES[0]),
+        back_share=share(after if back is None else between(after, over + back, run.killed_s), CENTRES[0]),
         flaps=flaps(run),
         unanswered=sum(answer.address is None for answer in run.answers),
         alone_answered=sum(answer.address is not None for answer in alone) / len(alone),
@@ -174,9 +177,11 @@ def share(answers, address):
 
 
 def moved_after(answers, since):
-    """Seconds until MOVED of the answers of each WINDOW_seconds, and of all that follow, are the other data centre."""
+    """Seconds until MOVED of the answers of WINDOW_seconds, and of all later ones, are the other data centre; or None."""
     for number, first in enumerate(answers):
         rest = answers[number:]
+        if rest[-1].at_s - first.at_s < WINDOW_seconds:
+            break
         window = between(rest, first.at_s, first.at_s + WINDOW_seconds)
         if min(share(rest, CENTRES[1]), share(window, CENTRES[1])) >= MOVED:
             return first.at_s - since
@@ -184,19 +189,18 @@ def moved_after(answers, since):
 
 
 def flaps(run):
-    """{phase: how often a regular user was told something else, but for the first time}"""
+    """{phase: how often regular users were told something else, but for once each after a change of load}"""
     over = BEFORE_seconds + LOADED_seconds
     phases = {"before": (0, BEFORE_seconds), "loaded": (BEFORE_seconds, over), "after": (over, run.killed_s)}
-    return {phase: flaps_among(between(run.answers, *ends)) for phase, ends in phases.items()}
-
-
-def flaps_among(answers):
-    last, moves = {}, Counter()
-    for answer in answers:
-        if answer.regular:
-            moves[answer.user] += last.get(answer.user, answer.address) != answer.address
-            last[answer.user] = answer.address
-    return sum(max(0, count - 1) for count in moves.values())
+    found, last = {}, {}
+    for phase, ends in phases.items():
+        moves = Counter()
+        for answer in between(run.answers, *ends):
+            if answer.regular and answer.address is not None:
+                moves[answer.user] += last.get(answer.user, answer.address) != answer.address
+                last[answer.user] = answer.address
+        found[phase] = sum(max(0, count - (phase != "before")) for count in moves.values())
+    return found
 
 
 def lines_of(runs):
@@ -212,7 +216,7 @@ def lines_of(runs):
         yield f"  from then on {100 * found.moved_share:.1f} % are"
         yield f"  the first user comes back {seconds(found.back_s)} after it ended; then {100 * found.back_share:.0f} %"
         told = ", ".join(f"{phase} {count}" for phase, count in found.flaps.items())
-        yield f"  regular users moved more than once: {told}"
+        yield f"  regular users moved without need: {told}"
         yield f"  queries without an answer: {found.unanswered}"
         yield f"  with the service killed, {100 * found.alone_answered:.1f} % of queries are answered"
 

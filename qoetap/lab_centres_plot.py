@@ -1,11 +1,11 @@
 """The picture of `qoetap lab centres`: where new users are sent, second by second, and when the loads changed."""
 
 from qoetap.bitrates import rate_text
-from qoetap.lab_centres import CENTRES, ALONE_seconds, BEFORE_seconds, LOADED_seconds, between, score, share
+from qoetap.lab_centres import CENTRES, FALLBACK, ALONE_seconds, BEFORE_seconds, LOADED_seconds, between, score, share
 from qoetap.lab_plot import save
 
 WIDTH_inches, ROW_inches, DOTS = 11.0, 2.8, 80
-WINDOW_seconds = 2
+BIN_seconds = 2
 
 
 def plot(runs, path):
@@ -26,14 +26,14 @@ def draw(panel, run):
     loaded = (BEFORE_seconds, BEFORE_seconds + LOADED_seconds)
     panel.axvspan(*loaded, color="tab:orange", alpha=0.2, label=f"load {run.case.loaded:g} on {CENTRES[0]}")
     panel.axvspan(run.killed_s, run.killed_s + ALONE_seconds, color="tab:gray", alpha=0.3, label="service killed")
-    begins = range(0, int(run.answers[-1].at_s) + 1, WINDOW_seconds)
-    windows = [between(new, begin, begin + WINDOW_seconds) for begin in begins]
-    for address, look in zip(CENTRES, ("tab:orange", "tab:blue"), strict=True):
-        shares = [100 * share(window, address) for window in windows]
-        panel.step(begins, shares, where="post", color=look, label=address)
+    begins = range(0, int(run.answers[-1].at_s) + 1, BIN_seconds)
+    windows = [between(new, begin, begin + BIN_seconds) for begin in begins]
+    for address, look in ((CENTRES[0], "tab:orange"), (CENTRES[1], "tab:blue"), (FALLBACK, "black")):
+        shares = [100 * share(window, address) if window else float("nan") for window in windows]
+        panel.step(begins, shares, where="post", color=look, label=address + " (fallback)" * (address == FALLBACK))
     found = score(run)
     moved = "never" if found.moved_s is None else f"after {found.moved_s:.1f} s"
     title = f"{rate_text(run.rate_bps)}, {run.case.text}: moved {moved}; {found.unanswered} unanswered"
     panel.set_title(title, fontsize="small")
     panel.set(ylim=(-5, 105), ylabel="% of new users")
-    panel.legend(fontsize="x-small", loc="center right")
+    panel.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -15,13 +15,13 @@ import numpy as np
 from controlplane import load as loads
 from qoetap import lab_load, load_command
 from qoetap.bitrates import rate_text
+from qoetap.exits import RUN_ERROR, Exit
 from qoetap.lab_ptp import OnePath
 from qoetap.lab_serve import Service
 from qoetap.lab_site import begin_ns, tried
 from qoetap.say import say
 
-LEVELS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1)
-LEVEL_seconds, LEARN_SEED, KIND = 30, 1, "monotone"  # held as long as loads are in use
+LEARN_SEED, KIND = 1, "monotone"
 ASK_seconds = 0.5
 CONCERNED = 0.3  # loads from there on count in the target
 STEADY_seconds = 5.0  # after a change of load
@@ -65,13 +65,18 @@ class Run(NamedTuple):
     said: str
 
 
-def lesson(folder, rate_bps, seconds=LEVEL_seconds):
-    """Labelled samples of a run with LEVELS, each held for `seconds`, in an order drawn by LEARN_SEED."""
-    levels = list(LEVELS)
+def lesson(folder, rate_bps, seconds=lab_load.LEVEL_seconds):
+    """Labelled samples of a run with lab_load.LEVELS, each held for `seconds`, in an order drawn by LEARN_SEED. Exit:
+    there are none.
+    """
+    levels = list(lab_load.LEVELS)
     random.Random(LEARN_SEED).shuffle(levels)
     say(f"{rate_text(rate_bps)}: learning from {len(levels)} loads, {len(levels) * seconds:g} s")
     run = lab_load.record(folder, rate_bps, [(level, seconds) for level in levels], LEARN_SEED)
-    return list(lab_load.labelled(run))
+    lines = list(lab_load.labelled(run))
+    if not lines:
+        raise Exit(RUN_ERROR, "ptp4l gave no sample while the loads were held (-o FOLDER keeps what it said)")
+    return lines
 
 
 def learned(lines, kind):

@@ -11,6 +11,8 @@ from qoetap.lab_site import TooBusy, begin_ns
 
 LATE_seconds = 0.5  # a packet that was sent so late belonged to a slot that is over
 SECOND_ns = 10**9
+LEVELS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1)  # that a model is learned from
+LEVEL_seconds = 30  # for which each is held: as long as loads in use
 HOLD_seconds = (20, 40)  # of a random step, whole seconds at least and at most
 HELD_seconds = sum(HOLD_seconds) / 2
 MOST = 1.1  # random load, at most: above 1 the bottleneck is congested
@@ -92,13 +94,11 @@ def labelled(run):
 
 
 def thinned(lines, every):
-    """Labelled samples as `every` slower taps would have had them, each in its turn one of so many; their times follow
-    one another.
+    """Labelled samples, at least one, as `every` slower taps would have had them, if these took one of so many in turn.
+    The times of one tap follow those of another.
     """
     span_ns = lines[-1]["ts_ns"] - lines[0]["ts_ns"] + SECOND_ns
-    return [
-        line | {"ts_ns": line["ts_ns"] + tap * span_ns} for tap in range(every) for line in lines[tap::every]
-    ]  # fmt: skip
+    return [line | {"ts_ns": line["ts_ns"] + tap * span_ns} for tap in range(every) for line in lines[tap::every]]
 
 
 def traffic(sent_bytes, counted):

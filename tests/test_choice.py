@@ -54,9 +54,31 @@ def test_better_by_less_than_noise_moves_nobody():
     apart, over = a._replace(range_seconds=(1.5, 3.0)), a._replace(range_seconds=(1.1, 3.0))
     wide = b._replace(range_seconds=(0.5, 1.4))
     assert members([apart, wide], State(("a",))) == ("b",)
-    assert members([over, wide], State(("a",))) == ("a",)
+    assert members([over, wide], State(("a",))) == ("a", "b")  # it may be better: they share
     assert members([over, b], State(("a",))) == ("b",)  # its own noise is not known
     assert members([over._replace(congested=True), wide], State(("a",))) == ("b",)
+
+
+def test_an_unsure_best_does_not_stand_before_a_sure_second():
+    a, b, c = candidates(a=2.0, b=1.0, c=1.05)
+    a, b, c = (x._replace(range_seconds=ends) for x, ends in ((a, (1.8, 2.2)), (b, (0.5, 3.0)), (c, (1.0, 1.1))))
+    assert members([a, b], State(("a",))) == ("a", "b")
+    assert members([a, b, c], State(("a",))) == ("c",)
+    assert members([a, b._replace(expected_seconds=0.8), c], State(("a",))) == ("b", "c")
+
+
+def test_a_plateau_of_the_curve_is_no_overlap():
+    a, b = candidates(a=2.0, b=1.0)
+    ends = [x._replace(range_seconds=ends) for x, ends in ((a, (1.5, 2.0)), (b, (0.8, 1.5)))]
+    assert members(ends, State(("a",))) == ("b",)
+
+
+def test_waits_are_no_shorter_than_agents_post():
+    fast = [c._replace(interval_seconds=0.01) for c in candidates(a=2.0, b=1.0)]
+    state = decide(fast, State(("a",)), RULES, NOW_ns)[0]
+    equal = [c._replace(interval_seconds=0.01) for c in candidates(a=1.0, b=1.0)]
+    assert members(equal, state, now_ns=NOW_ns + (choice.REST_samples - 1) * 10**9) == ("b",)
+    assert members(equal, state, now_ns=NOW_ns + choice.REST_samples * 10**9) == ("a", "b")
 
 
 def test_it_says_when_it_keeps_a_worse_one():

@@ -152,11 +152,24 @@ def test_a_batch_does_not_wait_for_long(receiver, monkeypatch):
     sink.write(batch(5))
     sink.tick()
     assert counts(sink) == (5, 5, 0) and len(receiver.requests) == 1
-    sink.sent -= 100
+    sink.sent_at -= 100
     sink.write(batch(5))  # goes at once, since nothing has gone for so long
     assert counts(sink) == (15, 0, 0) and len(receiver.requests) == 2
     sink.close()
     assert len(receiver.requests) == 2
+
+
+def test_a_slow_server_gets_few_batches(receiver, monkeypatch):
+    monkeypatch.setattr(http, "BATCH_S", 0.1)
+    sink = open_sink(receiver.url(), DETECTORS)
+    deliver = sink._deliver
+    monkeypatch.setattr(sink, "_deliver", lambda *args: (time.sleep(0.15), deliver(*args)))
+    sink.sent_at = 0
+    for seed in range(20):
+        sink.write(batch(1, seed))
+    assert sink.delivered < 20 and len(receiver.requests) <= 3
+    sink.close()
+    assert sink.delivered == 20
 
 
 @pytest.mark.parametrize(

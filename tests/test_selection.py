@@ -131,12 +131,16 @@ def test_the_interval_of_a_load_counts_where_its_spread_is_known(client, paths):
     paths.more = known
     paths.set(pa=0.3, pb=0.5)
     found = select(client)
-    assert (found["data_centre"], found["reason"]) == ("b", choice.KEPT)
+    assert found["reason"] == choice.NEAR and all(one["chosen"] for one in found["candidates"])
     low, high = (found["candidates"][0][name] for name in ("expected_low_s", "expected_high_s"))
     assert (low, high) == pytest.approx((0.08 + 0.2 / 0.8, 0.08 + 0.2 / 0.1))
     paths.more = {**known, "model": {"spread_known": False}}
     paths.set(seconds=100, pb=0.51)
-    assert select(client)["data_centre"] == "a"
+    assert (select(client)["data_centre"], select(client)["reason"]) == ("a", choice.BEST)
+    paths.more = {**known, "load_low": None, "load_high": None}
+    paths.set(pa=None)
+    found = select(client)["candidates"][0]
+    assert (found["load"], found["expected_s"], found["expected_low_s"]) == (None, None, None)
 
 
 def test_readings_move_users_and_the_reason_is_told(client, paths):

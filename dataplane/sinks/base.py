@@ -67,7 +67,7 @@ class Sink:
         raise NotImplementedError
 
     def tick(self):
-        """About once a second, also while no events come."""
+        """Some times a second, also while no events come."""
 
     def reopen(self):
         """The file may have been renamed: go on in a new one of the same name."""

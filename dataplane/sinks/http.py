@@ -158,7 +158,7 @@ class Http(Sink):
         if self.token and self.address.scheme == "http" and not is_loopback(self.address.host):
             raise SinkError(f"{self.path}: a token must not be sent in the clear (RFC 6750): use https://, or none")
         self.renderer, self.connection = Renderer(detectors, json_lines), self._connection()
-        self.text, self.count, self.sent = bytearray(), 0, time.monotonic()  # the batch at hand; when the last one went
+        self.text, self.count, self.sent_at = bytearray(), 0, time.monotonic()  # the batch at hand; the last one's time
         self.start, self.batches = uuid.uuid4().hex, 0
 
     def _connection(self):
@@ -188,8 +188,8 @@ class Http(Sink):
             at, start = stop, int(ends[stop - 1])
 
     def tick(self):
-        """Send what there is, but seldom."""
-        if self.count and time.monotonic() - self.sent >= BATCH_S:
+        """Send what there is, unless the last batch has only just gone."""
+        if self.count and time.monotonic() - self.sent_at >= BATCH_S:
             self._send(RETRY_S)
 
     def close(self):
@@ -203,12 +203,13 @@ class Http(Sink):
     def _send(self, seconds):
         """Send the batch at hand and count what became of it. SinkError if it was not taken."""
         body, count = gzip.compress(self.text, GZIP_LEVEL, mtime=0), self.count
-        self.text, self.count, self.batches, self.sent = bytearray(), 0, self.batches + 1, time.monotonic()
+        self.text, self.count, self.batches = bytearray(), 0, self.batches + 1
         taken = False
         try:
             self._deliver(body, seconds)
             taken = True
         finally:
+            self.sent_at = time.monotonic()  # now: a slow server gets larger batches, not more of them
             self.queued -= count
             self.delivered, self.dropped = self.delivered + count * taken, self.dropped + count * (not taken)
 

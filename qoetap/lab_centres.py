@@ -177,7 +177,7 @@ def share(answers, address):
 
 
 def moved_after(answers, since):
-    """Seconds until MOVED of the answers of WINDOW_seconds, and of all later ones, are the other data centre; or None."""
+    """Seconds until MOVED of the answers of WINDOW_seconds, and of all later ones, are the other data centre."""
     for number, first in enumerate(answers):
         rest = answers[number:]
         if rest[-1].at_s - first.at_s < WINDOW_seconds:

@@ -90,15 +90,15 @@ def cross_validation(name, load, delay_ns, weight):
 
 
 def closed(curve, congested, congested_ns):
-    """The curve, continued to the congestion point: along its last piece, but not past half way (in ln delay) to what
-    was seen there (None: nothing).
+    """The curve, continued to the congestion point: to half way (in ln delay) to what was seen in congestion, since a
+    delay is taken for what it is nearer to; along its last piece if nothing longer was (None: nothing).
     """
     (x1, x2), (y1, y2) = curve.load[-2:], np.log(curve.delay_ns[-2:])
     if x2 >= congested:
         return curve
     y = y2 + (y2 - y1) / (x2 - x1) * (congested - x2)
     if congested_ns is not None and np.log(congested_ns) > y2:
-        y = min(y, (y2 + np.log(congested_ns)) / 2)
+        y = (y2 + np.log(congested_ns)) / 2
     return Curve(curve.shape, (*curve.load, congested), (*curve.delay_ns, float(np.exp(y))))
 
 

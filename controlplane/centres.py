@@ -171,7 +171,7 @@ class Selection:
         before = self.states.get(key, choice.State())
         state, decision = choice.decide([_weighed(one) for one in told.values()], before, site.rules, now_ns)
         self.states[key] = state
-        if state != before:
+        if state.as_document() != before.as_document():
             with suppress(Busy):  # it is written with the next change
                 self.store.submit(partial(self._note, key, now_ns, state.as_document()))
         for name, one in told.items():

@@ -12,7 +12,8 @@ one leaves, only its own users move.
     held   they would, but that one left less than SOON ago: it shares with the set, and none is better for HOLD
 
 Between `near` and `hysteresis` nothing changes. More than noise: the one would be better even at the upper end of its
-load's interval, and the other at the lower end of its own. How wide these are is learned with the model, so where few
+load's interval, and the other at the lower end of its own, and it is so for a second: where samples are many, one
+interval in ten that misses its load comes soon. How wide these are is learned with the model, so where few
 samples tell little nobody is moved for little; where it is not known, REST bounds how often noise moves anybody. `held`
 is against herding: where all users go to the better data centre, their own load makes the other one better a few
 samples later, and back they would go. Times are counted in samples, since loads follow these, but no shorter than a
@@ -58,8 +59,10 @@ class State(NamedTuple):
     members: tuple = ()  # names, who share the users
     left_ns: dict = {}  # {name: when it left}, of those that rest
     held_ns: int = 0  # when the set began to be held
+    worse_ns: dict = {}  # {name: since when another is better than this one}, of members
 
     def as_document(self):
+        """What is kept over a restart."""
         return {"members": list(self.members), "left_ns": self.left_ns, "held_ns": self.held_ns}
 
 
@@ -96,20 +99,23 @@ def decide(candidates, state, rules, now_ns):
     free = {name: c for name, c in usable.items() if not c.congested}
     if free:
         best = min(free, key=lambda name: _rank(free[name]))
-        chosen, held = _chosen(free, state, rules, times)
+        here = [m for m in state.members if m in free]
+        better = {m: [n for n in free if _better(free[n], free[m], rules.hysteresis)] for m in here}
+        state = state._replace(worse_ns={m: min(state.worse_ns.get(m, now_ns), now_ns) for m in better if better[m]})
+        chosen, held = _chosen(free, better, state, rules, times)
         return _next(chosen, held, state, times), Decision(chosen, best, BEST)
     best = min(usable, key=lambda name: (usable[name].delay_ns or 0, name))
     chosen = tuple(m for m in state.members if m in usable) or (best,)  # to move would help nobody
-    return _next(chosen, False, state, times), Decision(chosen, best, CONGESTED)
+    return _next(chosen, False, state._replace(worse_ns={}), times), Decision(chosen, best, CONGESTED)
 
 
-def _chosen(free, state, rules, times):
-    """(the set that follows, whether it begins to be held). free: {name: Candidate} of those that may be chosen."""
+def _chosen(free, better, state, rules, times):
+    """(the set that follows, whether it begins to be held). free: {name: Candidate} of those that may be chosen.
+    better: {member that may be chosen: names of those who are better}.
+    """
     costs = {name: candidate.expected_seconds for name, candidate in free.items()}
-    here = [m for m in state.members if m in costs]
-    better = {m: [n for n in free if _better(free[n], free[m], rules.hysteresis)] for m in here}
-    held = times.within(state.held_ns, HOLD_samples)
-    stay = [m for m in here if held or not better[m]]
+    here, held = list(better), times.within(state.held_ns, HOLD_samples)
+    stay = [m for m in here if held or not better[m] or _may_be_noise(free[m], state, times)]
     leader = min({n for names in better.values() for n in names} or costs, key=lambda n: _rank(free[n]))
     if here and not stay and times.within(state.left_ns.get(leader, 0), SOON_samples):
         return tuple(sorted({*here, leader})), True
@@ -120,6 +126,11 @@ def _chosen(free, state, rules, times):
     joined = {n for n in rested if abs(costs[n] - base) <= rules.near * base}
     joined |= {n for n in rested if costs[n] <= (1 - rules.hysteresis) * base}
     return tuple(sorted({*stay, *joined})), False
+
+
+def _may_be_noise(member, state, times):
+    """Whether a member is worse only since less than a second."""
+    return member.range_seconds is not None and times.now_ns - state.worse_ns[member.name] < POST_seconds * SECOND_ns
 
 
 def _rank(candidate):
@@ -138,7 +149,8 @@ def _next(chosen, held, state, times):
     """The State that follows."""
     left = {n: ns for n, ns in state.left_ns.items() if n not in chosen and times.within(ns, REST_samples)}
     left |= {m: times.now_ns for m in state.members if m not in chosen}
-    return State(chosen, left, times.now_ns if held else state.held_ns)
+    worse = {m: ns for m, ns in state.worse_ns.items() if m in chosen}
+    return State(chosen, left, times.now_ns if held else state.held_ns, worse)
 
 
 def pick(decision, prefix):

@@ -48,29 +48,44 @@ def test_who_shares_goes_on_until_worse_by_a_tenth(b, after):
     assert members(candidates(a=1.0, b=b), State(("a", "b"))) == tuple(after)
 
 
+LATELY = State(("a",), worse_ns={"a": NOW_ns - 10**9})  # a has been worse for a second
+
+
 def test_better_by_less_than_noise_moves_nobody():
     a, b = candidates(a=2.0, b=1.0)
     assert members([a, b], State(("a",))) == ("b",)
     apart, over = a._replace(range_seconds=(1.5, 3.0)), a._replace(range_seconds=(1.1, 3.0))
     wide = b._replace(range_seconds=(0.5, 1.4))
-    assert members([apart, wide], State(("a",))) == ("b",)
-    assert members([over, wide], State(("a",))) == ("a", "b")  # it may be better: they share
-    assert members([over, b], State(("a",))) == ("b",)  # its own noise is not known
-    assert members([over._replace(congested=True), wide], State(("a",))) == ("b",)
+    assert members([apart, wide], LATELY) == ("b",)
+    assert members([over, wide], LATELY) == ("a", "b")  # it may be better: they share
+    assert members([over, b], LATELY) == ("b",)  # its own noise is not known
+    assert members([over._replace(congested=True), wide], LATELY) == ("b",)
 
 
 def test_an_unsure_best_does_not_stand_before_a_sure_second():
     a, b, c = candidates(a=2.0, b=1.0, c=1.05)
     a, b, c = (x._replace(range_seconds=ends) for x, ends in ((a, (1.8, 2.2)), (b, (0.5, 3.0)), (c, (1.0, 1.1))))
-    assert members([a, b], State(("a",))) == ("a", "b")
-    assert members([a, b, c], State(("a",))) == ("c",)
-    assert members([a, b._replace(expected_seconds=0.8), c], State(("a",))) == ("b", "c")
+    assert members([a, b], LATELY) == ("a", "b")
+    assert members([a, b, c], LATELY) == ("c",)
+    assert members([a, b._replace(expected_seconds=0.8), c], LATELY) == ("b", "c")
 
 
 def test_a_plateau_of_the_curve_is_no_overlap():
     a, b = candidates(a=2.0, b=1.0)
     ends = [x._replace(range_seconds=ends) for x, ends in ((a, (1.5, 2.0)), (b, (0.8, 1.5)))]
-    assert members(ends, State(("a",))) == ("b",)
+    assert members(ends, LATELY) == ("b",)
+
+
+def test_a_difference_beyond_noise_lasts_a_second_before_it_moves_anybody():
+    a, b = candidates(a=2.0, b=1.0)
+    apart, same = ([x._replace(range_seconds=ends) for x in (a, b)] for ends in ((1.5, 1.5), (1.0, 3.0)))
+    state, decision = decide(apart, State(("a",)), RULES, NOW_ns)
+    assert decision.members == ("a", "b") and state.worse_ns == {"a": NOW_ns}  # b shares meanwhile
+    assert members(apart, state, now_ns=NOW_ns + 10**9 - 1) == ("a", "b")
+    assert members(apart, state, now_ns=NOW_ns + 10**9) == ("b",)
+    between = decide(same, state, RULES, NOW_ns + 10**8)[0]
+    assert between.worse_ns == {} and members(apart, between, now_ns=NOW_ns + 10**9) == ("a", "b")
+    assert decide(apart, state, RULES, NOW_ns - 10**9)[0].worse_ns == {"a": NOW_ns - 10**9}  # the clock was set back
 
 
 def test_waits_are_no_shorter_than_agents_post():

@@ -179,6 +179,15 @@ def test_the_interval_of_a_low_load_goes_from_zero_to_the_threshold(paper_fit):
     assert found.class_ == "low" and found.load_low == 0.0 and found.load_high >= paper_fit.model.low
 
 
+def test_a_monotone_curve_ends_half_way_to_what_was_seen_in_congestion():
+    curve = load_curves.monotone([0.2, 0.5, 0.9], [1e4, 1e5, 1e6], [9, 9, 9], "isotonic")
+    assert load_curves.closed(curve, 0.95, 1e8).delay_ns[-1] == pytest.approx(1e7)
+    along = 1e6 * 10 ** (0.05 / 0.4)
+    assert load_curves.closed(curve, 0.95, None).delay_ns[-1] == pytest.approx(along)
+    assert load_curves.closed(curve, 0.95, 9e5).delay_ns[-1] == pytest.approx(along)  # it was no longer there
+    assert load_curves.closed(curve, 0.89, 1e8) == curve
+
+
 def test_the_interval_of_congestion_reaches_full_load(paper_fit):
     found = load.estimate(paper_fit.model, np.arange(60) * EVERY_ns, np.full(60, 10**9))
     assert found.class_ == "congested" and found.load_low <= 0.95 and found.load_high == 1.0

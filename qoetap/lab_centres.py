@@ -12,11 +12,10 @@ import yaml
 
 from endhost.askers import NETWORK
 from qoetap.bitrates import rate_text
-from qoetap.lab_estimate import learned, lesson, write_model
-from qoetap.lab_load import thinned
+from qoetap.lab_estimate import at_each_rate, write_model
 from qoetap.lab_ptp import LOG_INTERVAL, TwoPaths
 from qoetap.lab_serve import Service
-from qoetap.lab_site import begin_ns, tried
+from qoetap.lab_site import begin_ns
 from qoetap.say import say
 from qoetap.street import OTHER_SENDER, SENDER
 
@@ -103,7 +102,7 @@ def clock_of(place):
     return f"{digits[:6]}fffe{digits[6:]}"
 
 
-def run_once(folder, rate_bps, case, fit, seed):
+def run_once(folder, rate_bps, fit, seed, case):
     """The Run. Exit if something fails."""
     model, config = write_model(folder, fit), folder / "site.yaml"
     config.write_text(yaml.safe_dump(configuration([clock_of(SENDER), clock_of(OTHER_SENDER)], case.interval_s)))
@@ -136,16 +135,14 @@ def loads(case):
     return first, [(QUIET, BEFORE_seconds + LOADED_seconds + AFTER_seconds)]
 
 
+def run_cases(folder, rate_bps, fit, seed):
+    """A Run of each case, with the same model: that of many samples serves for few as well."""
+    return [run_once(folder / f"case{number}", rate_bps, fit, seed, case) for number, case in enumerate(CASES, 1)]
+
+
 def run_all(folder, rates_bps, seed, kind):
-    """A Run of each rate and case. With fewer samples a second the model is learned from so many less."""
-    found = []
-    for rate_bps in rates_bps:
-        place = folder / rate_text(rate_bps)
-        lines = tried(lesson, place / "learn", rate_bps)
-        for number, case in enumerate(CASES, 1):
-            fit = learned(thinned(lines, 2 ** (case.log_interval - LOG_INTERVAL)), kind)
-            found.append(tried(run_once, place / f"case{number}", rate_bps, case, fit, seed))
-    return found
+    """A Run of each rate and case."""
+    return [run for runs in at_each_rate(folder, rates_bps, kind, "centres", run_cases, seed) for run in runs]
 
 
 def score(run):

@@ -15,7 +15,6 @@ import numpy as np
 from controlplane import load as loads
 from qoetap import lab_load, load_command
 from qoetap.bitrates import rate_text
-from qoetap.exits import RUN_ERROR, Exit
 from qoetap.lab_ptp import OnePath
 from qoetap.lab_serve import Service
 from qoetap.lab_site import begin_ns, tried
@@ -65,23 +64,13 @@ class Run(NamedTuple):
     said: str
 
 
-def lesson(folder, rate_bps, seconds=lab_load.LEVEL_seconds):
-    """Labelled samples of a run with lab_load.LEVELS, each held for `seconds`, in an order drawn by LEARN_SEED. Exit:
-    there are none.
-    """
+def learn(folder, rate_bps, kind, seconds=lab_load.LEVEL_seconds):
+    """The Fit of a run with lab_load.LEVELS, each held for `seconds`, in an order drawn by LEARN_SEED."""
     levels = list(lab_load.LEVELS)
     random.Random(LEARN_SEED).shuffle(levels)
     say(f"{rate_text(rate_bps)}: learning from {len(levels)} loads, {len(levels) * seconds:g} s")
     run = lab_load.record(folder, rate_bps, [(level, seconds) for level in levels], LEARN_SEED)
-    lines = list(lab_load.labelled(run))
-    if not lines:
-        raise Exit(RUN_ERROR, "ptp4l gave no sample while the loads were held (-o FOLDER keeps what it said)")
-    return lines
-
-
-def learned(lines, kind):
-    """The Fit of labelled samples."""
-    samples = load_command.as_labelled("the lab", lines)
+    samples = load_command.as_labelled("the lab", list(lab_load.labelled(run)))
     return load_command.fitted(samples, None, kind, lab_load.HELD_seconds)
 
 
@@ -177,7 +166,7 @@ def at_each_rate(folder, rates_bps, kind, name, experiment, *args):
     found = []
     for rate_bps in rates_bps:
         place = folder / rate_text(rate_bps)
-        fit = learned(tried(lesson, place / "learn", rate_bps), kind)
+        fit = tried(learn, place / "learn", rate_bps, kind)
         found.append(tried(experiment, place / name, rate_bps, fit, *args))
     return found
 

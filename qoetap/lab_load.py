@@ -10,7 +10,6 @@ from qoetap.lab_ptp import LOG_INTERVAL, OnePath, samples
 from qoetap.lab_site import TooBusy, begin_ns
 
 LATE_seconds = 0.5  # a packet that was sent so late belonged to a slot that is over
-SECOND_ns = 10**9
 LEVELS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1)  # that a model is learned from
 LEVEL_seconds = 30  # for which each is held: as long as loads in use
 HOLD_seconds = (20, 40)  # of a random step, whole seconds at least and at most
@@ -91,14 +90,6 @@ def labelled(run):
         number = bisect_right(begins, ts_ns) - 1
         if number >= 0 and ts_ns < run.steps[number].end_ns:
             yield {"ts_ns": ts_ns, "delay_ns": delay_ns, "load": round(min(run.steps[number].sent, 1.0), 4)}
-
-
-def thinned(lines, every):
-    """Labelled samples, at least one, as `every` slower taps would have had them, if these took one of so many in turn.
-    The times of one tap follow those of another.
-    """
-    span_ns = lines[-1]["ts_ns"] - lines[0]["ts_ns"] + SECOND_ns
-    return [line | {"ts_ns": line["ts_ns"] + tap * span_ns} for tap in range(every) for line in lines[tap::every]]
 
 
 def traffic(sent_bytes, counted):

@@ -173,14 +173,6 @@ def test_picture_of_two_data_centres(tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_slower_taps_see_each_sample_once_and_one_after_the_other():
-    lines = [{"ts_ns": n * SECOND_ns, "delay_ns": n, "load": n >= 4} for n in range(10)]
-    found = lab_load.thinned(lines, 3)
-    assert [line["delay_ns"] for line in found] == [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]
-    assert all(a["ts_ns"] + 3 * SECOND_ns <= b["ts_ns"] for a, b in zip(found, found[1:]) if a["delay_ns"] + 3 < 10)
-    assert lab_load.thinned(lines, 1) == lines
-
-
 # --- page loads
 
 

@@ -90,15 +90,14 @@ def cross_validation(name, load, delay_ns, weight):
 
 
 def closed(curve, congested, congested_ns):
-    """The curve, continued to the congestion point: to half way (in ln delay) to what was seen in congestion, since a
-    delay is taken for what it is nearer to; along its last piece if nothing longer was (None: nothing).
+    """The curve, continued to the congestion point as a queue's wait grows, 1 / (1 - load), but not past half way (in
+    ln delay) to what was seen there (None: nothing).
     """
-    (x1, x2), (y1, y2) = curve.load[-2:], np.log(curve.delay_ns[-2:])
-    if x2 >= congested:
+    x, y = curve.load[-1], np.log(curve.delay_ns[-1])
+    if x >= congested:
         return curve
-    y = y2 + (y2 - y1) / (x2 - x1) * (congested - x2)
-    if congested_ns is not None and np.log(congested_ns) > y2:
-        y = (y2 + np.log(congested_ns)) / 2
+    half_way = (np.log(congested_ns) - y) / 2 if congested_ns is not None and np.log(congested_ns) > y else np.inf
+    y += min(np.log((1 - x) / (1 - congested)), half_way)
     return Curve(curve.shape, (*curve.load, congested), (*curve.delay_ns, float(np.exp(y))))
 
 

@@ -26,6 +26,7 @@ DNS_READY = "TERM or INT ends it"
 QUIET = 0.3
 BEFORE_seconds, LOADED_seconds, AFTER_seconds, ALONE_seconds = 60, 60, 120, 15
 EVERY_seconds = 0.05
+START_seconds = 10  # of the service; meanwhile near-equals find together
 WINDOW_seconds = 1.0  # over which a share of users is taken
 MOVED = 0.95
 
@@ -188,7 +189,8 @@ def moved_after(answers, since):
 def flaps(run):
     """{phase: how often regular users were told something else, but for once each after a change of load}"""
     over = BEFORE_seconds + LOADED_seconds
-    phases = {"before": (0, BEFORE_seconds), "loaded": (BEFORE_seconds, over), "after": (over, run.killed_s)}
+    phases = {"before": (START_seconds, BEFORE_seconds), "loaded": (BEFORE_seconds, over)}
+    phases["after"] = (over, run.killed_s)
     found, last = {}, {}
     for phase, ends in phases.items():
         moves = Counter()

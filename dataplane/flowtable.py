@@ -29,6 +29,7 @@ SECTION_BITS = 6  # of a key, its highest: the number of its section; fewer in a
 EMERGENCY_SLOTS = 56  # a block with as many live states is nearly full
 NEAR_BYTES = 8 << 20  # of states; beyond, keeping them together gains less than moving them costs
 LINE_SLOTS = 8  # keys in a cache line
+COUNT_BITS = 7  # of a block's tally, for each of its lines: keys that went past it; above these: live states
 NEIGHBOURS = 8  # states looked at for one to give up
 BORN_WORD, DUE_WORD = 0, 1  # positions in a state row, in words
 
@@ -42,6 +43,7 @@ TICK_BITS = 24  # deadlines are rounded up to 2**24 ns = 16.8 ms
 WHEEL_TICKS = 4096  # 69 s; later deadlines are looked at once a turn
 
 EMPTY = np.uint64(0)  # the key of a free slot
+ONE_LIVE = 1 << COUNT_BITS * (BLOCK_SLOTS // LINE_SLOTS)  # in a tally
 
 CONTROL = np.dtype(
     [
@@ -68,8 +70,7 @@ class Table(NamedTuple):
     words: np.ndarray  # the same memory as `states`, as uint64: born, due and zeros are written without a row
     ends: np.ndarray  # HEAD rows as bytes
     links: np.ndarray  # the same as uint64
-    crowd: np.ndarray  # uint64, live states of each block
-    passed: np.ndarray  # uint64, keys that went past each line
+    tally: np.ndarray  # uint64, counts of each block
     used: np.ndarray  # uint64, slots of each section that are in use so far
     control: np.ndarray
 
@@ -81,8 +82,7 @@ class Places(NamedTuple):
     words: object
     ends: object
     links: object
-    crowd: object
-    passed: object
+    tally: object
     used: object
     sections_shift: object  # a number
 
@@ -107,7 +107,6 @@ def table_bytes(capacity, state):
         slots * (8 + state.itemsize)
         + (slots + WHEEL_TICKS) * HEAD_BYTES
         + slots // BLOCK_SLOTS * 8
-        + slots // LINE_SLOTS * 8
         + sections_of(slots) * 8
     )
 
@@ -124,10 +123,9 @@ def new_tables(capacity, state, workers=1):
     for link in (AFTER, BEFORE):
         links[slots * HEAD_WORDS + link :: HEAD_WORDS] = np.arange(slots, len(heads))  # nothing is listed
     shared = (keys, states, np.asarray(states).view(np.uint64), ends, links)
-    counts = (zeros(8 * (slots // part)).view(np.uint64) for part in (BLOCK_SLOTS, LINE_SLOTS))
-    used = zeros(8 * sections_of(slots)).view(np.uint64)
+    tally, used = (zeros(8 * count).view(np.uint64) for count in (slots // BLOCK_SLOTS, sections_of(slots)))
     used[:] = BLOCK_SLOTS
-    shared = (*shared, *counts, used)
+    shared = (*shared, tally, used)
     return [Table(*shared, _control(slots, slots + i * WHEEL_TICKS)) for i in range(workers)]
 
 
@@ -141,8 +139,8 @@ def _control(slots, wheel):
 @njit(forceinline=True)
 def places(table):
     control, keys, words = table.control[0], memory(table.keys), memory(table.words)
-    ends, links, crowd, passed = memory(table.ends), memory(table.links), memory(table.crowd), memory(table.passed)
-    return Places(keys, words, ends, links, crowd, passed, memory(table.used), control.sections_shift)
+    ends, links, tally = memory(table.ends), memory(table.links), memory(table.tally)
+    return Places(keys, words, ends, links, tally, memory(table.used), control.sections_shift)
 
 
 @njit(forceinline=True)
@@ -184,6 +182,24 @@ def next_line(line):
 
 
 @njit(forceinline=True)
+def went_past(line):
+    """What a key that went past a line adds to its block's tally."""
+    return np.int64(1) << (line >> 3 & 7) * COUNT_BITS
+
+
+@njit(forceinline=True)
+def passed(at, line):
+    """Whether a key went past a line."""
+    return np.int64(word(at.tally, line >> 6)) & went_past(line) * ((1 << COUNT_BITS) - 1) != 0
+
+
+@njit(forceinline=True)
+def count(at, slot, more):
+    """Change the tally of the slot's block."""
+    put(at.tally, slot >> 6, np.uint64(np.int64(word(at.tally, slot >> 6)) + more))
+
+
+@njit(forceinline=True)
 def guess(at, home, key):
     """(slot where the key is, or would be put, unless that is in another line than its home; whether it is there)."""
     there = matches(at.keys, home, key)
@@ -201,7 +217,7 @@ def find(at, key):
         there = matches(at.keys, line, key)
         if there:
             return line + lowest_bit(there)
-        if word(at.passed, line >> 3) == np.uint64(0):
+        if not passed(at, line):
             break
         line = next_line(line)
     return -1
@@ -213,12 +229,12 @@ def enter(at, key):
     line = home_of(at, key)
     free = matches(at.keys, line, EMPTY)
     while not free:
-        put(at.passed, line >> 3, word(at.passed, line >> 3) + np.uint64(1))
+        count(at, line, went_past(line))
         line = next_line(line)
         free = matches(at.keys, line, EMPTY)
     slot = line + lowest_bit(free)
     put(at.keys, slot, key)
-    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) + np.uint64(1))
+    count(at, slot, ONE_LIVE)
     return slot
 
 
@@ -227,34 +243,34 @@ def leave(at, slot):
     """Take the key out of a slot."""
     line = slot & ~(BLOCK_SLOTS - 1) | index_of(word(at.keys, slot)) & (BLOCK_SLOTS - LINE_SLOTS)
     while line != slot & ~(LINE_SLOTS - 1):
-        put(at.passed, line >> 3, word(at.passed, line >> 3) - np.uint64(1))
+        count(at, line, -went_past(line))
         line = next_line(line)
     put(at.keys, slot, EMPTY)
-    put(at.crowd, slot >> 6, word(at.crowd, slot >> 6) - np.uint64(1))
+    count(at, slot, -ONE_LIVE)
 
 
 @njit
-def take(at, control, key, words):
-    """Enter a new key, with a zeroed state of `words` words; its slot. Its deadline is the caller's to set and list."""
+def take(at, control, key):
+    """Enter a new key; its slot, whose state is zero. Its deadline is the caller's to set and list."""
     slot = enter(at, key)
-    for i in range(words):
-        put(at.words, slot * words + i, np.uint64(0))
     control.live += 1
     control.created += 1
     return slot
 
 
 @njit(forceinline=True)
-def give_back(at, control, slot):
-    """Free a slot."""
+def give_back(at, control, slot, words):
+    """Free a slot. Its state of `words` words is zeroed now: so the next one in it need not touch all of its lines."""
     leave(at, slot)
+    for i in range(words):
+        put(at.words, slot * words + i, EMPTY)
     control.live -= 1
 
 
 @njit(forceinline=True)
 def crowded(at, key):
     """Whether the block to which `key` belongs is nearly full."""
-    return word(at.crowd, home_of(at, key) >> 6) >= np.uint64(EMERGENCY_SLOTS)
+    return np.int64(word(at.tally, home_of(at, key) >> 6)) >= EMERGENCY_SLOTS * ONE_LIVE
 
 
 @njit
@@ -290,6 +306,7 @@ def move(at, slot, target, words):
     """Bring what is in a slot, but its key, to another one."""
     for i in range(words):
         put(at.words, target * words + i, word(at.words, slot * words + i))
+        put(at.words, slot * words + i, EMPTY)
     for i in range(HEAD_WORDS):
         put(at.links, target * HEAD_WORDS + i, word(at.links, slot * HEAD_WORDS + i))
     set_link(at, link(at, slot, AFTER), BEFORE, target)

@@ -14,7 +14,6 @@ from dataplane.flowtable import (
     BORN_WORD,
     CONTROL,
     DUE_WORD,
-    EMPTY,
     HEAD_BYTES,
     HEAD_WORDS,
     LINE_SLOTS,
@@ -53,8 +52,8 @@ key, tick = DETECTOR.key, DETECTOR.tick
 step = njit(forceinline=True)(getattr(DETECTOR.step, "py_func", DETECTOR.step))  # LLVM would call it
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
-AHEAD_STATES = 8  # how many states ahead are asked for at the end of input
-USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, 2 * LINE_BYTES), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
+AHEAD_STATES = 12  # how many states ahead are asked for at the end of input
+USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, DETECTOR.usual_bytes), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 STATE_WORDS = STATE_BYTES // 8
 KIND, EVENT, STATE = DETECTOR.kind, DETECTOR.event, DETECTOR.state
@@ -100,9 +99,8 @@ def ask_states(at, keys, likely, first, last):
         if there:
             fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
         else:
-            fetch(at, slot, WHOLE_BYTES, True)
-            prefetch(at.passed, slot >> 3, 8, 0)
-            prefetch(at.crowd, slot >> 6, 8, 0)
+            fetch(at, slot, USUAL_BYTES, True)
+            prefetch(at.tally, slot >> 6, 8, 0)
 
 
 @njit(forceinline=True)
@@ -134,7 +132,7 @@ def make_room(table, at, pkt, k, events, text, params, turn):
     if code:
         emit(event, text, at, slot, code, turn)
     delist(at, slot)
-    give_back(at, control, slot)
+    give_back(at, control, slot, STATE_WORDS)
     control.emergency += 1
 
 
@@ -153,7 +151,7 @@ def fire(table, at, slot, events, text, params, turn):
             emit(event, text, at, slot, code, turn)
         if state.due == FORGET:
             delist(at, slot)
-            give_back(at, control, slot)
+            give_back(at, control, slot, STATE_WORDS)
             control.expired += 1
             return True
         state.due = max(state.due, (due_tick << TICK_BITS) + 1)
@@ -177,7 +175,7 @@ def advance(table, at, target, events, text, params, turn):
         slot = link(at, head, AFTER)
         while slot != head:
             following = link(at, slot, AFTER)
-            fetch(at, following, USUAL_BYTES, True)  # of a list's head nothing is there: no harm
+            fetch(at, following, WHOLE_BYTES, True)  # of a list's head nothing is there: no harm
             prefetch(at.keys, following, 8, 0)
             if not fire(table, at, slot, events, text, params, turn):
                 control.swept = t - 1
@@ -190,7 +188,7 @@ def advance(table, at, target, events, text, params, turn):
 @njit
 def admit(at, control, mem, pkt, k):
     """The slot of a state for a new key."""
-    slot = take(at, control, k, STATE_WORDS)
+    slot = take(at, control, k)
     write_ends(at.ends, slot * HEAD_BYTES, mem, pkt)
     put(at.words, slot * STATE_WORDS + BORN_WORD, np.uint64(pkt.seq))
     put(at.words, slot * STATE_WORDS + DUE_WORD, np.uint64(NEVER))
@@ -203,7 +201,7 @@ def settle(at, control, state, slot, clock, fresh):
     if state.due == FORGET:
         if not fresh:
             delist(at, slot)
-        give_back(at, control, slot)
+        give_back(at, control, slot, STATE_WORDS)
         control.expired += 1
         return
     if state.due <= clock:
@@ -294,8 +292,7 @@ def stage(context, batch):
         array_at(c.states, c.slots * STATE_WORDS, np.uint64),
         array_at(c.links, heads * HEAD_BYTES, np.uint8),
         array_at(c.links, heads * HEAD_WORDS, np.uint64),
-        array_at(c.crowd, c.slots // BLOCK_SLOTS, np.uint64),
-        array_at(c.passed, c.slots // LINE_SLOTS, np.uint64),
+        array_at(c.tally, c.slots // BLOCK_SLOTS, np.uint64),
         array_at(c.used, c.sections, np.uint64),
         array_at(c.control, 1, CONTROL),
     )
@@ -327,7 +324,7 @@ stage.__qualname__ = f"stage_{TAG}"
 def finish(table, slots, clock, events, event_bytes, params, turns):
     """Tick the states in `slots` for the last time, at the end of input; `events` has room for all. Events made.
 
-    Nothing can come after it: the slots are emptied, but not taken out of the wheel.
+    Nothing can come after it: the slots are not freed.
     """
     turn, at, text, p = turns[0], places(table), memory(event_bytes), params[0]
     turn.made = 0
@@ -335,13 +332,11 @@ def finish(table, slots, clock, events, event_bytes, params, turns):
         if i + AHEAD_STATES < slots.size:
             fetch(at, slots[i + AHEAD_STATES], USUAL_BYTES, False)
             prefetch(at.links, slots[i + AHEAD_STATES], HEAD_BYTES, 0)
-            prefetch(at.keys, slots[i + AHEAD_STATES], 8, 0)
         slot = slots[i]
         state, event = table.states[slot], events[turn.made]
         begin(event, clock, NEVER, state.born, state.born, 0)
         code = tick(state, clock, END, event, p)
         if code:
             emit(event, text, at, slot, code, turn)
-        put(at.keys, slot, EMPTY)
     table.control[0].live -= slots.size
     return turn.made

@@ -68,6 +68,7 @@ class Detector(NamedTuple):
     capacity: int = 65536  # states, default; a power of two
     packet_ends: bool = False  # an event made by a packet carries that packet's ends; one made by a tick has none
     silent: bool = False  # step never makes an event
+    usual_bytes: int = 2 * LINE_BYTES  # of a state, from its beginning: what most packets touch
     prepare: object = None  # params row -> None: derive and check once at start, ValueError says what is wrong
     derived: tuple = ()  # further int64 fields of the params row, for `prepare` to fill
 

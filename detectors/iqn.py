@@ -11,7 +11,7 @@ Arrivals are kept sorted by ts; a window is complete when the capture clock has 
 import numpy as np
 from numba import njit
 
-from dataplane.records import QUIC
+from dataplane.records import LINE_BYTES, QUIC
 from detectors.base import (
     CHOICE,
     COUNT,
@@ -448,6 +448,7 @@ DETECTOR = Detector(
     step=step,
     tick=tick,
     capacity=16384,
+    usual_bytes=LINE_BYTES,
     prepare=prepare,
     derived=(
         "spacing",  # ns between large packets at BULK_RATE

@@ -497,4 +497,16 @@ def clear(w):
     w.delay_sum = w.jitter_max = w.jitter_end = w.life_mean = w.life_max = 0.0
 
 
-DETECTOR = Detector("probe_stream", STREAM, STATE, event_row(*EVENTS), EVENTS, OPTIONS, key, step, tick, capacity=8192)
+DETECTOR = Detector(
+    name="probe_stream",
+    kind=STREAM,
+    state=STATE,
+    event=event_row(*EVENTS),
+    events=EVENTS,
+    options=OPTIONS,
+    key=key,
+    step=step,
+    tick=tick,
+    capacity=8192,
+    usual_bytes=STATE.fields["closed"][1],
+)

@@ -395,7 +395,7 @@ def test_find_against_a_dict(seed):
     for k in list(there):
         give_back(at, control, there.pop(k))
     assert control.live == 0 and control.created > 100
-    assert not table.keys.any() and not table.crowd.any() and not table.passed.any()
+    assert not table.keys.any() and not table.tally.any()
 
 
 def block_of(k):
@@ -427,7 +427,7 @@ def test_memory_is_as_announced():
         runners = make_runners(DETECTOR, params_rows(DETECTOR), 1000, workers, 64)
         table = runners[0].table
         # `words` and `ends` are the same memory
-        counted = table.keys, table.states, table.links, table.crowd, table.passed, table.used
+        counted = table.keys, table.states, table.links, table.tally, table.used
         held = sum(array.nbytes for array in counted)
         held += sum(runner.events.nbytes for runner in runners)
         announced = runner_bytes(DETECTOR, 1000, workers)

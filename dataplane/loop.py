@@ -96,6 +96,7 @@ def ask_states(at, keys, likely, first, last):
     for i in range(np.uint64(first), np.uint64(last)):
         slot, there = guess(at, np.int64(likely[i]) & ~(LINE_SLOTS - 1), keys[i])
         likely[i] = slot
+        prefetch(at.tally, slot >> 6, 8, 0)
         fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
         if not SHORT_LIVED:
             prefetch(at.words if there else at.links, slot, STATE_BYTES if there else HEAD_BYTES, 0)

@@ -24,6 +24,7 @@ from dataplane.runner import FINISH_STATES, make_runners
 
 BLOCK_TILES = 4  # a block has so many
 DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
+SAMPLES = 32  # of each detector's states in a range that ends with the input
 DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver", "wait", "judge")
@@ -325,9 +326,13 @@ def delivery_order(parts):
 
 
 def age_ranges(borns):
-    """Ranges [low, high) of birth numbers that hold at most FINISH_STATES states each, over all the arrays."""
-    born = np.sort(np.concatenate(borns), kind="stable") if borns else np.zeros(0, np.int64)
-    if not len(born):
+    """Ranges [low, high) of birth numbers that hold at most FINISH_STATES states each, over all the arrays, each of
+    which is sorted.
+    """
+    borns = [born for born in borns if len(born)]
+    if not borns:
         return []
-    edges = np.unique(born[:: FINISH_STATES - 64])  # a birth number may occur once in each detector
-    return list(zip(edges, [*edges[1:], born[-1] + 1], strict=True))
+    apart = max(1, FINISH_STATES // (SAMPLES * len(borns)))  # a sample of an array stands for as many of its states
+    samples = np.sort(np.concatenate([born[::apart] for born in borns]))
+    edges = np.unique(samples[:: FINISH_STATES // apart - 2 * len(borns)])  # two more of each may lie at the edges
+    return list(zip(edges, [*edges[1:], max(born[-1] for born in borns) + 1], strict=True))

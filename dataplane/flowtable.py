@@ -292,13 +292,25 @@ def grow(at, control, key, words):
 def split(at, first, bits, words):
     """Move those states of a block out of it that are elsewhere now that more `bits` of their keys count."""
     for slot in range(first, first + BLOCK_SLOTS):
-        prefetch(at.links, link(at, slot, AFTER), HEAD_BYTES, 0)
-        prefetch(at.links, link(at, slot, BEFORE), HEAD_BYTES, 0)
+        if moves(at, slot, bits):
+            home = home_of(at, word(at.keys, slot))
+            prefetch(at.keys, home, 8, 0)
+            prefetch(at.words, home, words * 8, 0)
+            prefetch(at.links, home, HEAD_BYTES, 0)
+            prefetch(at.links, link(at, slot, AFTER), HEAD_BYTES, 0)
+            prefetch(at.links, link(at, slot, BEFORE), HEAD_BYTES, 0)
     for slot in range(first, first + BLOCK_SLOTS):
-        key = word(at.keys, slot)
-        if key != EMPTY and index_of(key) & bits:
+        if moves(at, slot, bits):
+            key = word(at.keys, slot)
             leave(at, slot)
             move(at, slot, enter(at, key), words)
+
+
+@njit(forceinline=True)
+def moves(at, slot, bits):
+    """Whether a slot has a key of which one of `bits` is set."""
+    key = word(at.keys, slot)
+    return key != EMPTY and index_of(key) & bits != 0
 
 
 @njit

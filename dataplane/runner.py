@@ -19,7 +19,7 @@ GROUP_PACKETS = 8  # the states of a group are asked for while those of the grou
 ROOM_EVENTS = 2 * GROUP_PACKETS  # a packet makes at most two: one of its own, one of the state it drives out
 BUFFER_EVENTS = 16384  # handed over when full, at the latest
 FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS
-DENSE = 32  # packets a state, at most
+DENSE = 64  # packets a state, at most
 
 TURN = np.dtype(
     [

@@ -105,7 +105,7 @@ class Engine:
                 self.go_through(block, watch)
 
     def follow(self, blocks, watch=None):
-        """Live, with one worker: `blocks` yields a Block, or where none is ready the ns since the last one.
+        """Live, with one worker: `blocks` yields a Block or Stretch, or where none is ready the ns since the last one.
 
         Then events are delivered at once and deadlines come without packets.
         """
@@ -114,9 +114,12 @@ class Engine:
             if isinstance(block, int):
                 self.pass_time(then + block)
                 self.hand_on()
+                continue
+            if isinstance(block, Stretch):
+                self.go_on(block)
             else:
                 self.go_through(block, watch)
-                then = int(self.clock[0]["now"])
+            then = int(self.clock[0]["now"])
 
     def go_through(self, block, watch=None):
         """One block through the chain, in tiles, by the calling thread."""

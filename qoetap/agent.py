@@ -49,7 +49,7 @@ class Worker(threading.Thread):
     def __init__(self, number, ports, engine, watch=None):
         super().__init__(name=f"qoetap-worker-{number}", daemon=True)
         self.engine, self.watch, self.error = engine, watch, None
-        self.share = Share(ports, number, engine.block_frames)
+        self.share = Share(ports, number, engine.block_frames, stretches=watch is None)
         self.changes = []  # to be made between two blocks
         self.left = False  # given up at the end
         engine.load()

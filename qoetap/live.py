@@ -96,7 +96,7 @@ def announce(settings, known, rings, tables):
     names, memory = ", ".join(settings.live.interfaces), f"{rings / MIB:.0f} MiB, tables up to {tables / MIB:.0f} MiB"
     say(f"{names}: {len(running)} detectors, rings of {memory}, {count}")
     merging = ["merge.merge"] * (len(settings.live.interfaces) > 1)
-    missing = warm.units(running, "ring.walk", *merging, *["evidence.keep"] * bool(settings.live.write))
+    missing = warm.units(running, "ring.walk_stage", *merging, *["evidence.keep"] * bool(settings.live.write))
     if missing:
         say(f"compiling kernels, once per installation (about {warm.seconds(missing)} s)")
         warm.compile_units(missing)

@@ -20,7 +20,7 @@ from dataplane.batch import Batch
 from dataplane.cache import cold, is_temporary
 from dataplane.capture.merge import Merge
 from dataplane.capture.pcapfile import read_stage
-from dataplane.capture.ring import WALK, walk
+from dataplane.capture.ring import WALK, walk, walk_stage
 from dataplane.capture.sieve import Sieve
 from dataplane.chain import Chain
 from dataplane.classify import new_classifier, new_rules
@@ -105,6 +105,7 @@ def compile_detector(detector):
 
 def compile_walk():
     walk(np.zeros(SMALL, np.uint8), np.zeros(SMALL, np.uint32), rows(FRAME, 0), rows(WALK, 1))
+    stage_address(walk_stage)
 
 
 def compile_relay():
@@ -118,7 +119,7 @@ OTHERS = {
     "batch.decode_stage": compile_decode,
     "pcapfile.read_stage": lambda: stage_address(read_stage),
     "sieve.mark": compile_sieve,
-    "ring.walk": compile_walk,
+    "ring.walk_stage": compile_walk,
     "merge.merge": lambda: Merge(2, PAGE_bytes, 1, 0),
     "relay.give_stage": compile_relay,
     "evidence.keep": lambda: History(SMALL),

@@ -14,7 +14,7 @@ from dataplane.capture import interface
 from dataplane.capture.merge import Merge
 from dataplane.capture.ring import Counts, Ring
 from dataplane.capture.source import CaptureError
-from dataplane.records import FRAME, rows
+from dataplane.records import CHECKED, FRAME, rows
 
 IDLE_ms = 50  # without packets, so often time is passed on
 STOPPING_ms = 1
@@ -134,10 +134,11 @@ class Port:
 class Share:
     """What worker `number` reads. Yields Blocks, each valid until the next, and when there is none the ns since.
 
-    The packets of several ports come in order of time. CaptureError: the rings of several ports cannot be mapped.
+    The packets of several ports come in order of time. Of one port, with `stretches`, Stretches instead of Blocks.
+    CaptureError: the rings of several ports cannot be mapped.
     """
 
-    def __init__(self, ports, number, block_frames):
+    def __init__(self, ports, number, block_frames, stretches=False):
         self.ports, self.number = ports, number
         self.frames = rows(FRAME, block_frames)
         self.margin_ns = RETIRES * max(port.options.retire_ms for port in ports) * 1_000_000
@@ -150,6 +151,7 @@ class Share:
         self.nap_seconds = min(self.nap_seconds, NAP_MOST_seconds) if long_enough else 0.0
         self.held = 0  # passes in a row with packets at hand that had to wait for others
         self.merge = self._merge() if len(ports) > 1 else None
+        self.taking = self._stretch if stretches and not self.merge and not CHECKED else self._block
 
     def _merge(self):
         options = [port.options for port in self.ports]
@@ -168,24 +170,37 @@ class Share:
     def blocks(self):
         """Blocks of all rings, until `stop` and nothing is left."""
         while True:
-            taken, now_ns = 0, time.monotonic_ns()
+            taken, empty, now_ns = 0, True, time.monotonic_ns()
             for reader in self._readers():
-                block = reader.take(self.frames)
-                if len(block.frames):
-                    self.read_ns = time.monotonic_ns()
-                    taken += len(block.frames)
-                    yield block
-                del block  # it holds the ring's memory
+                came, all_of_it = yield from self.taking(reader)
+                taken, empty = taken + came, empty and all_of_it
             self.alive = time.monotonic()
             self.taken += taken
             self.held = self.held + 1 if not taken and self._holding() else 0
             self._leave_gone()
-            if not taken:
+            if empty:
                 yield self.elapsed(now_ns) if self.read_ns and not self.held else 0
                 rings = self._rings()
                 if self._done(rings):
                     return
                 self._wait(rings)
+
+    def _block(self, reader):
+        """Yield the next one, if there is any; how many frames it had, whether nothing is left."""
+        block = reader.take(self.frames)
+        came = len(block.frames)
+        if came:
+            self.read_ns = time.monotonic_ns()
+            yield block
+        return came, not came
+
+    def _stretch(self, reader):
+        """The same of all that is there."""
+        yield reader.stretch_in(self.frames)
+        came, empty = reader.noted()
+        if came:
+            self.read_ns = time.monotonic_ns()
+        return came, empty
 
     def _readers(self):
         """What there is to `take` from: the one ring, or all as one."""

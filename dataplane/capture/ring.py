@@ -2,7 +2,8 @@
 
 The kernel fills blocks of the ring and hands each over when it is full or has waited for the retire time. A Ring is one
 socket on one interface; each `take` shows the frames of some blocks and gives back those of the one before. Several
-rings are read as one by merge.py. Structures and numbers: linux/if_packet.h.
+rings are read as one by merge.py. Where there is but one ring and nobody looks at its frames, `walk_stage` finds them
+tile by tile in the chain of stages that sees them: so they stay in the caches. Structures and numbers: linux/if_packet.h.
 """
 
 import ctypes
@@ -22,9 +23,10 @@ from dataplane.capture import interface
 from dataplane.capture.bpf import attach
 from dataplane.capture.fanout import BY_PAIR, assemble
 from dataplane.capture.source import Block, CaptureError, u16, u32
-from dataplane.kernels import Kernel
-from dataplane.memory import memory
-from dataplane.records import FRAME, rows
+from dataplane.chain import DONE, SPENT, Stage, batch_at
+from dataplane.kernels import Kernel, stage_address
+from dataplane.memory import array_at, memory
+from dataplane.records import FRAME, Stretch, rows
 
 SOL_PACKET = 263
 ADD_MEMBERSHIP, RX_RING, STATISTICS, VERSION, RESERVE, TIMESTAMP = 1, 5, 6, 10, 12, 17
@@ -61,6 +63,17 @@ WALK = np.dtype(
     ],
     align=True,
 )
+
+
+WALKING = np.dtype(  # context of the stage: addresses and sizes; what came
+    [
+        *((name, np.int64) for name in ("buf", "buf_bytes", "frames", "room", "walk")),
+        ("walked", np.int64),  # frames since that was last asked
+        ("last", np.int64),  # of the last tile
+    ],
+    align=True,
+)
+FRAME_BYTES = FRAME.itemsize
 
 
 class RingOptions(NamedTuple):
@@ -170,6 +183,18 @@ def walk(buf, words, frames, state):
     return found
 
 
+def walk_stage(context, batch):
+    """Reading, as a stage: a tile of what is there."""
+    c, b = array_at(context, 1, WALKING)[0], batch_at(batch)
+    frames = array_at(c.frames, min(b.count, c.room), FRAME)
+    words, state = array_at(c.buf, c.buf_bytes >> 2, np.uint32), array_at(c.walk, 1, WALK)
+    c.last = walk(array_at(c.buf, c.buf_bytes, np.uint8), words, frames, state)
+    c.walked += c.last
+    b.buf, b.buf_bytes, b.count = c.buf, c.buf_bytes, c.last
+    b.frames = c.frames - b.first * FRAME_BYTES  # as if all tiles were of one long block
+    return DONE if c.last else SPENT
+
+
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _mmap.restype = ctypes.c_void_p
@@ -206,7 +231,16 @@ class Ring:
         row.linktype, row.big, row.block_bytes = linktype, BIG, options.block_bytes
         row.blocks = options.ring_bytes // options.block_bytes
         self.take(rows(FRAME, 0))  # loads what is compiled
+        self.context = self._context()
+        self.came, self.last = (np.asarray(self.context)[name] for name in ("walked", "last"))  # cheaper than a row
+        self.stretch = Stretch(Stage("reading", stage_address(walk_stage), self.context, None), 0)
         row.most = max(1, row.blocks // SHOWN_SHARE)
+
+    def _context(self):
+        context = rows(WALKING, 1)
+        row = context[0]
+        row.buf, row.buf_bytes, row.walk = self.buf.ctypes.data, len(self.buf), self.state.ctypes.data
+        return context
 
     def _prepare(self):
         """Set all options before the socket is bound, so that nothing unwanted comes."""
@@ -272,6 +306,18 @@ class Ring:
         count = self.walk(self.buf, self.words, frames, self.state)
         self.walked += count
         return Block(self.buf, frames[:count])
+
+    def stretch_in(self, frames):
+        """What is there, as a Stretch that uses `frames`; `noted` is to be called when it was taken."""
+        row = self.context[0]
+        row.frames, row.room = frames.ctypes.data, len(frames)
+        return self.stretch
+
+    def noted(self):
+        """How many frames the stretch had, and whether it took all that was there."""
+        came, self.came[0] = int(self.came[0]), 0
+        self.walked += came
+        return came, self.last[0] == 0
 
     def move(self, address):
         """Have the memory at `address`, where somebody else reads it, instead of here. CaptureError: it cannot be."""

@@ -124,21 +124,22 @@ class Chain:
         addresses = [(stage.function, stage.context.ctypes.data) for stage in stages]
         self.table = [s.call for s in stages] if CHECKED else np.array(addresses, np.int64).reshape(-1, 2)
         self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
+        self.place = np.asarray(self.places)  # cheaper to ask than its rows
+        self.busy = 0.0  # seconds to which `ticks` belong
 
     def end_with_tile(self, batch):
         """What runs ends when the tile at hand is done."""
-        place = self.places[0]
-        place["frames"] = place["first"] + batch.size
+        self.place["frames"] = self.place["first"] + batch.size
 
     def over(self, batch, tile):
         """Run the stages over the block that `batch` was given, or the frames that it may expect; notes how many came.
 
         Yields whenever a stage returns AGAIN.
         """
-        self.places[0] = 0, 0, batch.frames, tile
+        self.place[0] = 0, 0, batch.frames, tile
         table = [lambda rows, s=s: s(batch) for s in self.table] if CHECKED else self.table
         while (done := go(table, batch.row, self.places, self.ticks)) == AGAIN:
             yield
-        batch.frames = int(self.places[0]["first"])
+        batch.frames = int(self.place["first"][0])
         if done not in (DONE, SPENT):
-            raise RuntimeError(f"{self.stages[self.places[0]['stage']].name} failed")
+            raise RuntimeError(f"{self.stages[self.place['stage'][0]].name} failed")

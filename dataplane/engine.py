@@ -24,6 +24,7 @@ from dataplane.runner import FINISH_STATES, make_runners
 
 BLOCK_TILES = 4  # a block has so many
 DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
+DIVIDE_SECONDS = 0.05  # a chain's time is divided among its stages so often
 SAMPLES = 32  # of each detector's states in a range that ends with the input
 DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
@@ -56,6 +57,7 @@ class Engine:
         self.block_frames, shares = batch_rows * BLOCK_TILES, shares_of(workers)
         self.hold = SLOTS if workers > 1 else 1
         self.ledger, self.clock, self.files, self.seen = Ledger(), new_clock(), [], 0
+        self.now = np.asarray(self.clock)["now"]  # cheaper than a row
         self.batch = Batch(batch_rows)
         decode = self.batch.stage(options, self.clock)
         per_detector = [make_runners(*d, shares, batch_rows) for d in detectors]
@@ -119,7 +121,7 @@ class Engine:
                 self.go_on(block)
             else:
                 self.go_through(block, watch)
-            then = int(self.clock[0]["now"])
+            then = int(self.now[0])
 
     def go_through(self, block, watch=None):
         """One block through the chain, in tiles, by the calling thread."""
@@ -142,7 +144,9 @@ class Engine:
         for _ in chain.over(self.batch, self.tile):
             was_full = self.go_between(chain)
         now = time.perf_counter()
-        self.divide(chain, now - started)
+        chain.busy += now - started
+        if chain.busy > DIVIDE_SECONDS:
+            self.divide(chain)
         self.settle(block, watch)
         if was_full or self.seen - self.delivered_at >= DELIVER_PACKETS or now - self.delivered_s > DELIVER_SECONDS:
             self.hand_on()
@@ -167,18 +171,18 @@ class Engine:
         for runner in itertools.chain(*self.runners):
             runner.forget_batch()
 
-    def divide(self, chain, busy):
-        """Book the seconds of a chain's run under its stages."""
-        tick = busy / max(1, int(chain.ticks.sum()))
+    def divide(self, chain):
+        """Book the seconds that a chain was busy under its stages."""
+        tick = chain.busy / max(1, int(chain.ticks.sum()))
         with self.booking:
             for stage, ticks in zip(chain.stages, chain.ticks.tolist(), strict=True):
                 self.seconds[SECONDS_OF.get(stage.name, "detect")] += ticks * tick
-        chain.ticks[:] = 0
+        chain.ticks[:], chain.busy = 0, 0.0
 
     def pass_time(self, clock):
         """Bring the capture clock to `clock` without a packet, with one worker."""
-        if self.seen and clock >> TICK_BITS > int(self.clock[0]["now"]) >> TICK_BITS:
-            self.clock[0]["now"] = min(clock, CLOCK_MAX_NS)
+        if self.seen and clock >> TICK_BITS > int(self.now[0]) >> TICK_BITS:
+            self.now[0] = min(clock, CLOCK_MAX_NS)
             self.go_through(NOTHING)
 
     def retune(self, params):
@@ -211,7 +215,8 @@ class Engine:
             for _ in chain.over(batch, self.tile):
                 self.take_events(share, made)
                 self.relay.mark_due()
-            self.divide(chain, time.perf_counter() - started)
+            chain.busy += time.perf_counter() - started
+            self.divide(chain)
             if batch.row[0]["due"]:
                 batch.row[0]["due"] = 0
                 self.take_events(share, made)
@@ -263,7 +268,7 @@ class Engine:
 
     def end(self):
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
-        clock = int(self.clock[0].now) if self.seen else 0
+        clock = int(self.now[0]) if self.seen else 0
         for share, made in enumerate(self.round):
             self.take_events(share, made)
         self.deliver_round()
@@ -282,7 +287,9 @@ class Engine:
         self.seconds["deliver"] = delivering + time.perf_counter() - started
 
     def book(self):
-        """The ledger, with the counts of clock and states as they are now."""
+        """The ledger, with the counts of clock and states as they are now, and the seconds."""
+        for chain in filter(None, (self.chain, self.stretching)):
+            self.divide(chain)
         for name in self.ledger.clock:
             self.ledger.clock[name] = int(self.clock[0][name])
         for runners in zip(*self.runners, strict=True):

@@ -196,7 +196,7 @@ class Share:
 
     def _stretch(self, reader):
         """The same of all that is there."""
-        yield reader.stretch_in(self.frames)
+        yield reader.stretch
         came, empty = reader.noted()
         if came:
             self.read_ns = time.monotonic_ns()

@@ -43,6 +43,7 @@ VLAN_VALID, TPID_VALID = 0x10, 0x40
 TAG_bytes, ADDRESSES_bytes = 4, 12
 T_8021Q = 0x8100
 FRAME_bytes = 2048  # what the interface's definition asks for; frames of version 3 take what they need
+TILE_frames = 4096  # that the stage finds at once, at most
 SHOWN_SHARE = 4  # of the ring's blocks, one in so many is shown at a time: the kernel needs room meanwhile
 BIG = int(sys.byteorder == "big")
 DROP_ALL = [(0x06, 0, 0, 0)]  # ret #0
@@ -231,16 +232,16 @@ class Ring:
         row.linktype, row.big, row.block_bytes = linktype, BIG, options.block_bytes
         row.blocks = options.ring_bytes // options.block_bytes
         self.take(rows(FRAME, 0))  # loads what is compiled
-        self.context = self._context()
+        self.frames, self.context = rows(FRAME, TILE_frames), rows(WALKING, 1)
+        self._fill_context()
         self.came, self.last = (np.asarray(self.context)[name] for name in ("walked", "last"))  # cheaper than a row
         self.stretch = Stretch(Stage("reading", stage_address(walk_stage), self.context, None), 0)
         row.most = max(1, row.blocks // SHOWN_SHARE)
 
-    def _context(self):
-        context = rows(WALKING, 1)
-        row = context[0]
+    def _fill_context(self):
+        row = self.context[0]
         row.buf, row.buf_bytes, row.walk = self.buf.ctypes.data, len(self.buf), self.state.ctypes.data
-        return context
+        row.frames, row.room = self.frames.ctypes.data, len(self.frames)
 
     def _prepare(self):
         """Set all options before the socket is bound, so that nothing unwanted comes."""
@@ -307,14 +308,8 @@ class Ring:
         self.walked += count
         return Block(self.buf, frames[:count])
 
-    def stretch_in(self, frames):
-        """What is there, as a Stretch that uses `frames`; `noted` is to be called when it was taken."""
-        row = self.context[0]
-        row.frames, row.room = frames.ctypes.data, len(frames)
-        return self.stretch
-
     def noted(self):
-        """How many frames the stretch had, and whether it took all that was there."""
+        """How many frames `stretch` had, and whether it took all that was there: to be called after each."""
         came, self.came[0] = int(self.came[0]), 0
         self.walked += came
         return came, self.last[0] == 0

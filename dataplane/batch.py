@@ -284,7 +284,7 @@ class Batch:
         self.views, self.frames = list(self.lists), 0
         self.row, self.context, self.scratch = rows(BATCH, 1), rows(DECODING, 1), new_scratch(size)
         self.block = self.options = self.clocks = self.alone = None
-        self.told = np.asarray(self.row)  # cheaper to write than a row
+        self.seq = np.asarray(self.row)["seq"]  # cheaper to write than a row
         row, context = self.row[0], self.context[0]
         row.rows, row.packets = size, self.packets.ctypes.data
         row.lists, row.counts = self.lists.ctypes.data, self.counts.ctypes.data
@@ -309,13 +309,13 @@ class Batch:
     def give(self, block, first_seq):
         """The block that is to be decoded next; it must stay until the batch is used up."""
         self.block, self.frames = block, len(block.frames)
-        told = self.told
-        told["buf"], told["buf_bytes"] = block.buf.ctypes.data, len(block.buf)
-        told["frames"], told["seq"] = block.frames.ctypes.data, first_seq
+        row = self.row[0]
+        row["buf"], row["buf_bytes"] = block.buf.ctypes.data, len(block.buf)
+        row["frames"], row["seq"] = block.frames.ctypes.data, first_seq
 
     def expect(self, most, first_seq):
         """The same where a stage before decoding finds the frames, at most so many."""
-        self.block, self.frames, self.told["seq"] = None, most, first_seq
+        self.block, self.frames, self.seq[0] = None, most, first_seq
 
     def decode(self):
         """The stage where it is called from Python."""

@@ -30,6 +30,7 @@ PLACE = np.dtype(
     ],
     align=True,
 )
+FIRST, STAGE, FRAMES, TILE = range(4)  # of these, in numbers
 
 
 class Stage(NamedTuple):
@@ -124,22 +125,24 @@ class Chain:
         addresses = [(stage.function, stage.context.ctypes.data) for stage in stages]
         self.table = [s.call for s in stages] if CHECKED else np.array(addresses, np.int64).reshape(-1, 2)
         self.places, self.ticks = rows(PLACE, 1), zeros(8 * len(stages)).view(np.int64)
-        self.place = np.asarray(self.places)  # cheaper to ask than its rows
+        self.place = self.places.view(np.int64).view(np.ndarray)  # cheaper to ask than a row
         self.busy = 0.0  # seconds to which `ticks` belong
 
     def end_with_tile(self, batch):
         """What runs ends when the tile at hand is done."""
-        self.place["frames"] = self.place["first"] + batch.size
+        self.place[FRAMES] = self.place[FIRST] + batch.size
 
     def over(self, batch, tile):
         """Run the stages over the block that `batch` was given, or the frames that it may expect; notes how many came.
 
         Yields whenever a stage returns AGAIN.
         """
-        self.place[0] = 0, 0, batch.frames, tile
+        place = self.place
+        place[FIRST] = place[STAGE] = 0
+        place[FRAMES], place[TILE] = batch.frames, tile
         table = [lambda rows, s=s: s(batch) for s in self.table] if CHECKED else self.table
         while (done := go(table, batch.row, self.places, self.ticks)) == AGAIN:
             yield
-        batch.frames = int(self.place["first"][0])
+        batch.frames = int(self.place[FIRST])
         if done not in (DONE, SPENT):
-            raise RuntimeError(f"{self.stages[self.place['stage'][0]].name} failed")
+            raise RuntimeError(f"{self.stages[self.place[STAGE]].name} failed")

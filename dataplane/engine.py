@@ -201,9 +201,8 @@ class Engine:
             self.relay.resume()
         else:
             self.take_events(0, self.pending)
-            if not any(self.pending):
-                return
-            self.deliver()
+            if any(self.pending):
+                self.deliver()
         self.delivered_at, self.delivered_s = self.seen, time.perf_counter()
 
     def bring_share(self, share):
@@ -268,6 +267,8 @@ class Engine:
 
     def end(self):
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
+        for chain in filter(None, (self.chain, self.stretching)):
+            self.divide(chain)
         clock = int(self.now[0]) if self.seen else 0
         for share, made in enumerate(self.round):
             self.take_events(share, made)
@@ -287,9 +288,7 @@ class Engine:
         self.seconds["deliver"] = delivering + time.perf_counter() - started
 
     def book(self):
-        """The ledger, with the counts of clock and states as they are now, and the seconds."""
-        for chain in filter(None, (self.chain, self.stretching)):
-            self.divide(chain)
+        """The ledger, with the counts of clock and states as they are now."""
         for name in self.ledger.clock:
             self.ledger.clock[name] = int(self.clock[0][name])
         for runners in zip(*self.runners, strict=True):

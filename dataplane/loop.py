@@ -53,7 +53,8 @@ step = njit(forceinline=True)(getattr(DETECTOR.step, "py_func", DETECTOR.step)) 
 STATE_BYTES, PACKET_ENDS, SILENT = DETECTOR.state.itemsize, DETECTOR.packet_ends, DETECTOR.silent
 
 AHEAD_STATES = 12  # how many states ahead are asked for at the end of input
-USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, DETECTOR.usual_bytes), min(STATE_BYTES, 16 * LINE_BYTES)  # of a state: asked for
+# Of a state is asked for what most packets touch, or most of it
+USUAL_BYTES, WHOLE_BYTES = min(STATE_BYTES, DETECTOR.usual_bytes), min(STATE_BYTES, 16 * LINE_BYTES)
 SHORT_LIVED = DETECTOR.kind != IP  # states of flows last, others come and go with every few packets
 STATE_WORDS = STATE_BYTES // 8
 KIND, EVENT, STATE = DETECTOR.kind, DETECTOR.event, DETECTOR.state

@@ -43,8 +43,7 @@ FIRST_DYNAMIC_TYPE = 96
 # RTP clock by payload type in Hz (RFC 3551, tables 4 and 5; 13: RFC 3389), 0 where unknown
 CLOCK_HZ = np.zeros(128, np.int64)
 CLOCK_HZ[[0, 3, 4, 5, 7, 8, 9, 12, 13, 15, 18]] = 8_000
-CLOCK_HZ[[10, 11]] = 44_100
-CLOCK_HZ[[6, 16, 17]] = 16_000, 11_025, 22_050
+CLOCK_HZ[[6, 10, 11, 16, 17]] = 16_000, 44_100, 44_100, 11_025, 22_050
 CLOCK_HZ[[14, 25, 26, 28, 31, 32, 33, 34]] = 90_000
 
 # What a packet is to its stream
@@ -497,16 +496,5 @@ def clear(w):
     w.delay_sum = w.jitter_max = w.jitter_end = w.life_mean = w.life_max = 0.0
 
 
-DETECTOR = Detector(
-    name="probe_stream",
-    kind=STREAM,
-    state=STATE,
-    event=event_row(*EVENTS),
-    events=EVENTS,
-    options=OPTIONS,
-    key=key,
-    step=step,
-    tick=tick,
-    capacity=8192,
-    usual_bytes=STATE.fields["closed"][1],
-)
+DETECTOR = Detector("probe_stream", STREAM, STATE, event_row(*EVENTS), EVENTS, OPTIONS, key, step, tick, capacity=8192)
+DETECTOR = DETECTOR._replace(usual_bytes=STATE.fields["closed"][1])

@@ -23,7 +23,7 @@ STOPPING_ms = 1
 HOLDING_ms = 2, 10
 EVERYTHING = [(0x06, 0, 0, 0xFFFFFFFF)]  # ret: the whole packet
 EMPTYING_seconds = 2.0  # what the kernel has counted is waited for so long, at the end or of an interface that is gone
-BUSY_packets, NAP_RETIRES = 2048, 2  # after so many at once it sleeps for so many retire times
+BUSY_packets, NAP_RETIRES = 2048, 2.5  # after so many at once it sleeps for so many retire times
 NAP_MOST_seconds, NAP_RING_bytes = 0.02, 32 << 20  # and a smaller ring could be full by then
 RETIRES = 2  # a packet is shown within so many retire times
 

@@ -2,8 +2,9 @@
 
 The kernel fills blocks of the ring and hands each over when it is full or has waited for the retire time. A Ring is one
 socket on one interface; each `take` shows the frames of some blocks and gives back those of the one before. Several
-rings are read as one by merge.py. Where there is but one ring and nobody looks at its frames, `walk_stage` finds them
-tile by tile in the chain of stages that sees them: so they stay in the caches. Structures and numbers: linux/if_packet.h.
+rings are read as one by merge.py. Where there is but one and nobody else looks at its frames, `walk_stage` finds them
+tile by tile in the chain of stages that sees them: so they stay in the caches. Structures and numbers:
+linux/if_packet.h.
 """
 
 import ctypes

@@ -30,7 +30,7 @@ PLACE = np.dtype(
     ],
     align=True,
 )
-FIRST, STAGE, FRAMES, TILE = range(4)  # of these, in numbers
+FIRST, STAGE, FRAMES, TILE = range(4)  # where these fields are in Chain.place
 
 
 class Stage(NamedTuple):

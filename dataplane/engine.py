@@ -25,7 +25,7 @@ from dataplane.runner import FINISH_STATES, make_runners
 BLOCK_TILES = 4  # a block has so many
 DELIVER_PACKETS = 1 << 18  # events are sorted and handed on after so many packets, or when a detector's buffer was full
 DIVIDE_SECONDS = 0.05  # a chain's time is divided among its stages so often
-SAMPLES = 32  # of each detector's states in a range that ends with the input
+SAMPLES = 32  # of the births of each detector's states, in a range that age_ranges makes
 DELIVER_SECONDS = 0.2  # or when the last time is so long ago: input may be slow
 STATE_COUNTS = ("created", "expired", "emergency", "live")
 STAGES = ("read", "decode", "detect", "deliver", "wait", "judge")
@@ -63,7 +63,7 @@ class Engine:
         per_detector = [make_runners(*d, shares, batch_rows) for d in detectors]
         self.runners = [list(share) for share in zip(*per_detector, strict=True)] or [[] for _ in range(shares)]
         detecting = [[runner.stage() for runner in share] for share in self.runners]
-        self.relay, self.stretching = None, None
+        self.relay = self.decoding = self.stretching = None
         if workers == 1:
             self.chain = Chain([decode, *detecting[0]])
         else:
@@ -119,6 +119,8 @@ class Engine:
                 continue
             if isinstance(block, Stretch):
                 self.go_on(block)
+                if not self.batch.frames:
+                    continue  # `now` may already be past the last packet
             else:
                 self.go_through(block, watch)
             then = int(self.now[0])
@@ -132,6 +134,7 @@ class Engine:
     def go_on(self, stretch):
         """What a stretch has to give, by the calling thread."""
         if self.stretching is None or self.stretching.stages[0] is not stretch.stage:
+            self.divide(self.stretching)
             self.stretching = Chain([stretch.stage, *self.chain.stages, *stretch.after])
         if self.relay:
             self.relay.make_windows(stretch.window_bytes)
@@ -172,7 +175,9 @@ class Engine:
             runner.forget_batch()
 
     def divide(self, chain):
-        """Book the seconds that a chain was busy under its stages."""
+        """Book the seconds that a chain, if there is one, was busy under its stages."""
+        if chain is None:
+            return
         tick = chain.busy / max(1, int(chain.ticks.sum()))
         with self.booking:
             for stage, ticks in zip(chain.stages, chain.ticks.tolist(), strict=True):
@@ -267,7 +272,7 @@ class Engine:
 
     def end(self):
         """End of input: tick every live state once more, oldest first, and settle the ledger."""
-        for chain in filter(None, (self.chain, self.stretching)):
+        for chain in (self.chain, self.decoding, self.stretching):
             self.divide(chain)
         clock = int(self.now[0]) if self.seen else 0
         for share, made in enumerate(self.round):

@@ -327,7 +327,7 @@ def move(at, slot, target, words):
 
 @njit
 def victim(at, key, words):
-    """Among the next live neighbours of the key's home, the slot whose deadline is nearest; `words` as in take."""
+    """Among the next live neighbours of the key's home, the slot whose deadline is nearest; `words` as in give_back."""
     home = home_of(at, key)
     base, best, best_due, seen = home & ~(BLOCK_SLOTS - 1), home, np.int64(0), 0
     for i in range(BLOCK_SLOTS):

@@ -75,7 +75,7 @@ def named(function):
 
 @njit(forceinline=True)
 def fetch(at, slot, size, linked):
-    """Ask for the first `size` bytes of a slot's state; with `linked` for all that to take or free it touches."""
+    """Ask for the first `size` bytes of a slot's state; with `linked` for its ends and its place in the wheel too."""
     for line in range(0, size, LINE_BYTES):
         prefetch(at.words, slot, STATE_BYTES, line)
     if linked:
@@ -100,6 +100,7 @@ def ask_states(at, keys, likely, first, last):
         prefetch(at.tally, slot >> 6, 8, 0)
         fetch(at, slot, USUAL_BYTES, SHORT_LIVED)
         if not SHORT_LIVED:
+            # Only of a new state; else the same line again, for a branch would often be guessed wrong
             prefetch(at.words if there else at.links, slot, STATE_BYTES if there else HEAD_BYTES, 0)
 
 

@@ -19,7 +19,7 @@ GROUP_PACKETS = 8  # the states of a group are asked for while those of the grou
 ROOM_EVENTS = 2 * GROUP_PACKETS  # a packet makes at most two: one of its own, one of the state it drives out
 BUFFER_EVENTS = 16384  # handed over when full, at the latest
 FINISH_STATES = BUFFER_EVENTS - ROOM_EVENTS
-DENSE = 64  # packets a state, at most
+DENSE = 24  # packets a state, at most: each takes four bytes
 
 TURN = np.dtype(
     [
@@ -60,7 +60,10 @@ def bind(detector, params):
     module = importlib.util.module_from_spec(spec)
     module.DETECTOR, module.PARAMS, module.CONTEXT, module.TURN = detector, params, CONTEXT, TURN
     module.GROUP_PACKETS = GROUP_PACKETS
-    rows_of_it, flags = (params, detector.state, detector.event), (detector.kind, detector.packet_ends, detector.silent)
+    rows_of_it, flags = (
+        (params, detector.state, detector.event),
+        (detector.kind, detector.packet_ends, detector.silent, detector.usual_bytes),
+    )
     compiled_in = source, rows_of_it, flags
     module.TAG = f"{detector.name}_{hashlib.sha256(repr(compiled_in).encode()).hexdigest()[:12]}"
     sys.modules[name] = module

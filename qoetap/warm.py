@@ -39,7 +39,7 @@ LOOP = "loop.stage_"
 UNIT_SECONDS = 5  # about what one unit takes
 PAGE_bytes = 4096
 SMALL = 64  # rows and states: nothing is done with them
-WRAPPERS = "cpython.", "cfunc."  # what numba calls functions that are called from outside
+WRAPPERS = "cpython.", "cfunc."  # how numba's names of functions begin that are called from outside
 GARBAGE_EVERY = 200_000  # objects made: most stay, to look through them as often as Python does is a tenth of the time
 
 
@@ -163,7 +163,7 @@ def optimize_once():
 
 def make_code_late():
     """Have numba make machine code of a module only when it is to be called or kept: of all that is merely linked into
-    others it is never made, a sixth less.
+    others it is never made, a sixth less. Before anything was compiled; what comes from the disk is made at once.
     """
     library, codegen = JITCodeLibrary, JITCPUCodegen
     add, finish, set_env = codegen._add_module, library._finalize_specific, codegen.set_env
@@ -178,7 +178,7 @@ def make_code_late():
 
     def address_in(self, name):
         self._ensure_finalized()
-        if any(function.name == name for function in self.get_defined_functions()):
+        if self._disable_inspection or any(function.name == name for function in self.get_defined_functions()):
             make(self)
         return address(self, name)
 

@@ -17,7 +17,7 @@ from dataplane.capture import open_capture
 from dataplane.capture.port import Port, Share
 from dataplane.capture.ring import RingOptions
 from dataplane.engine import Engine
-from dataplane.records import JIT
+from dataplane.records import CHECKED, JIT, Stretch
 from pcaps.cases import CASES
 from pcaps.make import make
 from qoetap.lab import Link
@@ -25,6 +25,7 @@ from qoetap.replay import engine_parts
 from tests import captures
 from tests.golden import load
 from tests.helpers import Memory, replay_events, settings_for
+from tests.packets import eth, ipv4, udp
 
 CORPUS = (
     "ndpi-1kxun.pcap", "ndpi-ptpv2.pcap", "ndpi-rtp.pcapng", "ndpi-youtube_quic.pcap", "ndpi-icmp-tunnel.pcap",
@@ -95,6 +96,44 @@ class Retimed(Share):
 
     def elapsed(self, _now_ns):
         return 0
+
+
+@pytest.mark.skipif(not JIT or CHECKED, reason="only compiled there are stretches")
+def test_stretches_show_every_packet():
+    """Also in tiles of other sizes, and where the ring is closed while somebody reads."""
+    count, frames = 3000, [udp_frame(n) for n in range(3000)]
+    with Link() as link:
+        for rows in (4096, 1000, 7):
+            port = link.receiver.inside(Port, link.receiver.interface, RingOptions(1 << 22, 1 << 16, 2))
+            known = registry.load_all()
+            parts, decode = engine_parts(settings_for(known, {}), known, b"one secret", 1)
+            sink = Memory([detector for detector, _, _ in parts])
+            engine = Engine(parts, sink, decode, batch_rows=rows)
+            share = Share([port], 0, engine.block_frames, stretches=True)
+            port.begin()
+            thread = threading.Thread(target=engine.follow, args=(share.blocks(),))
+            thread.start()
+            with link.sender.socket() as sock:
+                for frame in frames:
+                    sock.send(frame)
+            port.stop()
+            share.stop()
+            thread.join(20)
+            assert not thread.is_alive()
+            engine.end()
+            told = engine.ledger.as_dict()
+            assert told["packets"]["processed"] == engine.seen == count
+            assert told["states"]["flow"]["ended"] == count
+            blocks = Share([port], 0, engine.block_frames, stretches=True).blocks()
+            assert isinstance(next(blocks), Stretch)
+            port.close()
+            assert port.closing  # not unmapped: somebody reads
+            blocks.close()
+            assert port.closing[0].close()
+
+
+def udp_frame(n):
+    return eth(ipv4("10.0.0.1", "10.0.0.2", udp(1000 + n, 53, bytes(20))))
 
 
 class Receiver:

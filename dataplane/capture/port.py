@@ -168,7 +168,7 @@ class Share:
         return max(0, now_ns - self.read_ns - self.margin_ns)
 
     def blocks(self):
-        """Blocks of all rings, until `stop` and nothing is left."""
+        """What all rings have, until `stop` and nothing is left."""
         while True:
             taken, empty, now_ns = 0, True, time.monotonic_ns()
             for reader in self._readers():
@@ -195,8 +195,12 @@ class Share:
         return came, not came
 
     def _stretch(self, reader):
-        """The same of all that is there."""
+        """The same of all that is there, or as much as makes the engine pause."""
+        memory = reader.buf  # while it is here, nobody unmaps it
+        if memory is None:
+            return 0, True
         yield reader.stretch
+        del memory
         came, empty = reader.noted()
         if came:
             self.read_ns = time.monotonic_ns()

@@ -60,11 +60,8 @@ def bind(detector, params):
     module = importlib.util.module_from_spec(spec)
     module.DETECTOR, module.PARAMS, module.CONTEXT, module.TURN = detector, params, CONTEXT, TURN
     module.GROUP_PACKETS = GROUP_PACKETS
-    rows_of_it, flags = (
-        (params, detector.state, detector.event),
-        (detector.kind, detector.packet_ends, detector.silent, detector.usual_bytes),
-    )
-    compiled_in = source, rows_of_it, flags
+    numbers = detector.kind, detector.packet_ends, detector.silent, detector.usual_bytes
+    compiled_in = source, (params, detector.state, detector.event), numbers
     module.TAG = f"{detector.name}_{hashlib.sha256(repr(compiled_in).encode()).hexdigest()[:12]}"
     sys.modules[name] = module
     spec.loader.exec_module(module)

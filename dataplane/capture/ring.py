@@ -24,6 +24,7 @@ from dataplane.capture import interface
 from dataplane.capture.bpf import attach
 from dataplane.capture.fanout import BY_PAIR, assemble
 from dataplane.capture.source import Block, CaptureError, u16, u32
+from dataplane.capture.stretch import FRAME_BYTES
 from dataplane.chain import DONE, SPENT, Stage, batch_at
 from dataplane.kernels import Kernel, stage_address
 from dataplane.memory import array_at, memory
@@ -75,7 +76,6 @@ WALKING = np.dtype(  # context of the stage: addresses and sizes; what came
     ],
     align=True,
 )
-FRAME_BYTES = FRAME.itemsize
 
 
 class RingOptions(NamedTuple):

@@ -347,7 +347,7 @@ def never(folder, kind):
     return f"http://127.0.0.1:{silent.getsockname()[1]}/", silent
 
 
-MANY = [f"- {{name: c{port}, match: {{dport: {port}}}}}\n    " for port in range(20_000, 20_300)]
+MANY = [f"- {{name: c{port}, match: {{dport: {port}}}}}\n    " for port in range(20_000, 22_000)]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "server"])

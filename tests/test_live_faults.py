@@ -226,7 +226,7 @@ def test_no_thread_or_descriptor_is_left_behind(pair, tmp_path):
         sent = turn()
         wait_until(lambda: agent.events("icmp.rtt"))
         before = agent.threads(), agent.descriptors()
-        sent += sum(turn() for _ in range(19))
+        sent += sum(turn() for _ in range(9))
         wait_until(lambda: (agent.threads(), agent.descriptors()) == before)
         maps = Path(f"/proc/{agent.pid}/maps").read_text()
         assert sum("packet" in line or "socket:" in line for line in maps.splitlines()) == 2

@@ -231,7 +231,7 @@ def check_parity(link, path, workers, options, folder):
     return len(expected)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2] if JIT else [2])
 def test_scripted_captures(link, made, tmp_path, workers):
     events = 0
     for case in CASES[:: 1 if JIT else 5]:

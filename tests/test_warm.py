@@ -17,6 +17,21 @@ warm.compile_units(missing)
 print(bool(missing), warm.units(["flow"], *more))
 """
 
+LOAD = """
+import sys
+from qoetap import warm
+warm.compile_decode()
+print("scipy.linalg" in sys.modules)
+import scipy.linalg.cython_blas
+"""
+
+
+@pytest.mark.skipif(CHECKED, reason="stages are not compiled")
+def test_kernels_load_no_scipy_and_it_can_be_loaded_later():
+    pytest.importorskip("scipy")
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
 
 @pytest.mark.skipif(CHECKED, reason="stages are not compiled")
 def test_children_compile_all_units(tmp_path):

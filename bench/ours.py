@@ -49,9 +49,10 @@ class Discard:
 def qoetap_rate(path, detectors, workers, capacity):
     """Packets per second of dataplane.engine over `path`, median of PASSES: compiled, page cache warm.
 
-    Where a machine gives memory back to a host, pages that were free for two seconds take 25 times as long to come, so
-    any one pass may be much too slow. `capacity` is the number of flows that the tables must hold, 0 for the default; no detectors: decode alone. Reading,
-    making tables, ending every state and sorting the events count; writing them out does not.
+    Any one pass may be much too slow: where a machine gives free memory back to its host after two seconds, it takes 25
+    times as long to get it. `capacity` is the number of flows that the tables must hold, 0 for the default; no
+    detectors: decode alone. Reading, making tables, ending every state and sorting the events count; writing them out
+    does not.
     """
     import detectors as registry
     from dataplane.capture import open_capture

@@ -33,10 +33,10 @@ def command(path, *options, cache_dir=None, stats=None):
     return Run(sum(file["packets"] for file in told["files"].values()), wall, wall, cpu, rss)
 
 
-def kernel(path, detectors=DETECTORS, workers=1, capacity=0):
-    """Rate of the engine alone in packets per second, from a fresh interpreter; `qoetap_rate` runs there."""
+def kernel(path, detectors=DETECTORS, workers=1, capacity=0, of=statistics.median):
+    """Rate of the engine alone in packets per second, from a fresh interpreter: `of` its passes, see `qoetap_rates`."""
     request = json.dumps([str(path), list(detectors), workers, capacity])
-    return json.loads(launch([sys.executable, "-m", "bench.ours", request])[3].strip().splitlines()[-1])
+    return of(json.loads(launch([sys.executable, "-m", "bench.ours", request])[3].strip().splitlines()[-1]))
 
 
 class Discard:
@@ -46,11 +46,11 @@ class Discard:
         pass
 
 
-def qoetap_rate(path, detectors, workers, capacity):
-    """Packets per second of dataplane.engine over `path`, median of PASSES: compiled, page cache warm.
+def qoetap_rates(path, detectors, workers, capacity):
+    """Packets per second of dataplane.engine over `path` in each of PASSES: compiled, page cache warm.
 
-    Any one pass may be much too slow: where a machine gives free memory back to its host after two seconds, it takes 25
-    times as long to get it. `capacity` is the number of flows that the tables must hold, 0 for the default; no
+    A pass may be much too slow: where a machine gives free memory back to its host after two seconds, it takes 25 times
+    as long to get it. `capacity` is the number of flows that the tables must hold, 0 for the default; no
     detectors: decode alone. Reading, making tables, ending every state and sorting the events count; writing them out
     does not.
     """
@@ -78,12 +78,12 @@ def qoetap_rate(path, detectors, workers, capacity):
         engine.run(open_capture(path, engine.block_frames, engine.hold))
         engine.end()
         rates.append(engine.seen / (time.perf_counter() - started))
-    return statistics.median(rates[1:])
+    return rates[1:]
 
 
 def main():
     """Child side of `kernel`: one JSON argument."""
-    print(json.dumps(qoetap_rate(*json.loads(sys.argv[1]))))
+    print(json.dumps(qoetap_rates(*json.loads(sys.argv[1]))))
 
 
 def start_up(path, rounds, *options):

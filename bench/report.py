@@ -10,11 +10,13 @@ from bench import frames
 
 HOW = """Medians of {rounds} rounds; in each, qoetap and the peer run one after the other on the same file.
 "counted" is what the contender says it processed. The last two columns say how many times faster qoetap was:
-its whole command (start included), and its kernels (compiled, second pass), against the peer's loop."""
+its whole command (start included), and its kernels (compiled, the median of three passes),
+against the peer's loop."""
 
 SCALING = """Each round: two loops of arithmetic at once against one (what this machine's two cores are worth just then:
 2 where each is a core of its own, about 1.3 where both are threads of one), then two workers, and a hundred times as
-many flows, both against one worker on the first case."""
+many flows, both against one worker on the first case. The fastest of three passes counts: a virtual machine's host may
+have to find the memory that a pass asks for, and takes longer for it than the pass."""
 
 
 def machine():

@@ -20,6 +20,8 @@ class Kernel:
     def __call__(self, *args):
         if self.entry is not None:
             return self.entry(*args)
+        import dataplane.noblas  # noqa: F401  late: what runs no kernel starts without
+
         result = self.function(*args)
         if JIT:
             self.entry = next(iter(self.function.overloads.values())).entry_point
@@ -28,6 +30,8 @@ class Kernel:
 
 @functools.cache
 def _stage(function):
+    import dataplane.noblas  # noqa: F401
+
     return cfunc(types.int64(types.int64, types.int64), cache=True)(function)
 
 

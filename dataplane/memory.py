@@ -18,7 +18,6 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-import dataplane.noblas  # noqa: F401  before anything is compiled
 from dataplane.records import CHECKED, JIT
 
 

@@ -25,7 +25,8 @@ EVERYTHING = [(0x06, 0, 0, 0xFFFFFFFF)]  # ret: the whole packet
 EMPTYING_seconds = 2.0  # what the kernel has counted is waited for so long, at the end or of an interface that is gone
 BUSY_packets, NAP_RETIRES = 2048, 2.5  # after so many at once it sleeps for so many retire times
 NAP_MOST_seconds, NAP_RING_bytes = 0.02, 32 << 20  # and a smaller ring could be full by then
-FLOODED_packets = 8192  # after so many it sleeps twice as long, if the ring is twice as large
+# After so many it sleeps twice as long, unless they filled more than this share of the ring
+FLOODED_packets, FLOODED_SHARE = 8192, 1 / 4
 RETIRES = 2  # a packet is shown within so many retire times
 
 
@@ -147,10 +148,10 @@ class Share:
         self.stopping = None  # monotonic seconds at which that was asked for
         self.alive = time.monotonic()  # when it last did something
         self.polled, self.poller = [], select.poll()
-        rings_hold = min(port.options.ring_bytes for port in ports) // NAP_RING_bytes  # naps
-        nap_ms = NAP_RETIRES * min(port.options.retire_ms for port in ports)
-        self.taken, self.nap_seconds = 0, min(nap_ms / 1000, NAP_MOST_seconds) if rings_hold else 0.0
-        self.naps_most = min(rings_hold, 2)  # one after the other
+        long_enough = all(port.options.ring_bytes >= NAP_RING_bytes for port in ports)
+        self.taken, self.nap_seconds = 0, min(NAP_RETIRES * port.options.retire_ms for port in ports) / 1000
+        self.nap_seconds = min(self.nap_seconds, NAP_MOST_seconds) if long_enough else 0.0
+        self.passed = 0.0  # by the one ring, when it last waited
         self.held = 0  # passes in a row with packets at hand that had to wait for others
         self.merge = self._merge() if len(ports) > 1 else None
         self.taking = self._stretch if stretches and not self.merge and not CHECKED else self._block
@@ -243,14 +244,26 @@ class Share:
             return False
         return time.monotonic() - self.stopping > EMPTYING_seconds or all(ring.behind <= 0 for ring in rings)
 
+    def _nap(self, taken, rings):
+        """How long to sleep where `taken` packets came since the last time; 0.0: until something comes.
+
+        Twice as long for many, where one ring has room for as many again.
+        """
+        passed, before = rings[0].passed if len(rings) == 1 else 0.0, self.passed
+        self.passed = passed
+        if taken < BUSY_packets or self.stopping is not None:
+            return 0.0
+        two = taken >= FLOODED_packets and 0.0 < passed - before <= FLOODED_SHARE
+        return self.nap_seconds * (2 if two else 1)
+
     def _wait(self, rings):
         """Sleep until a ring has something, time is to be passed on, or it is to end.
 
         Where there was much, for a while at least: a pass has its price, whatever it takes.
         """
         taken, self.taken = self.taken, 0
-        if taken >= BUSY_packets and self.nap_seconds and self.stopping is None:
-            time.sleep(self.nap_seconds * (self.naps_most if taken >= FLOODED_packets else 1))
+        if nap := self._nap(taken, rings):
+            time.sleep(nap)
             return
         limit_ms = IDLE_ms if self.stopping is None else STOPPING_ms
         if self.held:  # a ring with packets at hand is always ready

@@ -57,8 +57,9 @@ WALK = np.dtype(
         ("block", np.int64),  # number of the block at hand
         ("at", np.int64),  # next frame, in the buffer
         ("left", np.int64),  # frames of the block that were not walked yet
-        ("shown", np.int64),  # blocks before it that are to be given back
-        ("most", np.int64),  # of which there may be so many
+        ("passed", np.int64),  # blocks before it, all of them
+        ("shown", np.int64),  # of these, those that are to be given back
+        ("most", np.int64),  # which may not be more
         ("blocks", np.int64),
         ("block_bytes", np.int64),
         ("linktype", np.int64),
@@ -134,6 +135,7 @@ def open_block(mem, row):
 @njit
 def leave_block(row):
     """The block was walked to its end: it goes back to the kernel with the next call."""
+    row.passed += 1
     row.shown += 1
     row.block = (row.block + 1) % row.blocks
 
@@ -232,6 +234,7 @@ class Ring:
         row = self.state[0]
         row.linktype, row.big, row.block_bytes = linktype, BIG, options.block_bytes
         row.blocks = options.ring_bytes // options.block_bytes
+        self._passed = np.asarray(self.state)["passed"]  # cheaper than a row
         self.take(rows(FRAME, 0))  # loads what is compiled
         self.frames, self.context = rows(FRAME, TILE_frames), rows(WALKING, 1)
         self._fill_context()
@@ -308,6 +311,11 @@ class Ring:
         count = self.walk(self.buf, self.words, frames, self.state)
         self.walked += count
         return Block(self.buf, frames[:count])
+
+    @property
+    def passed(self):
+        """How many times its size it has held, with blocks that were not full."""
+        return int(self._passed[0]) * self.options.block_bytes / self.options.ring_bytes
 
     def noted(self):
         """How many frames `stretch` had, and whether it took all that was there: to be called after each."""

@@ -70,7 +70,7 @@ def run(name, size, seconds, args):
         argv = contender.argv(link.receiver.interface, args.ring, stats)
         with Reader(link.receiver, argv) as reader, Senders(link, SENDERS, *options) as senders:
             senders.ready()
-            reader.ready()
+            reader.ready(contender.begins)
             before = reader.cpu_seconds()
             senders.go()
             told = senders.finish()

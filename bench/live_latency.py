@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.live_parts import Reader, Senders
-from bench.live_readers import qoetap
+from bench.live_readers import BEGINS, qoetap
 from bench.live_report import say
 from pcaps.packets import eth, icmp_echo, ipv4
 from qoetap.lab import Link
@@ -131,7 +131,7 @@ def case(retire, load, args):
         options = ("--set", f"live.retire={retire}") if retire else ()
         argv = qoetap(link.receiver.interface, None, stats, "-o", path, *options)
         with Reader(link.receiver, argv) as reader:
-            reader.ready()
+            reader.ready(BEGINS)
             sent, watcher = watch(link, path, load, args.seconds)
             reader.stop()
     return figures(sent, watcher.arrived, watcher.stamped)

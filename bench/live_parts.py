@@ -87,10 +87,10 @@ class Reader:
         fd = self.said.fileno()
         return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
-    def ready(self):
-        """Wait until it has a packet socket that receives."""
+    def ready(self, word=""):
+        """Wait until it has a packet socket that receives, and has said `word`."""
         deadline = time.monotonic() + READY_seconds
-        while not self.end.inside(is_capturing):
+        while not (self.end.inside(is_capturing) and word in self.text):
             if self.process.poll() is not None:
                 raise RuntimeError(f"the reader ended with {self.process.returncode}: {self.text.strip()[-400:]}")
             if time.monotonic() > deadline:

@@ -10,6 +10,7 @@ from bench.live_parts import ROOT
 from bench.peers import found, version_of
 
 MIB = 1 << 20
+BEGINS = "qoetap: listening"  # its sockets are there before
 
 
 class Counted(NamedTuple):
@@ -76,10 +77,11 @@ class Contender(NamedTuple):
     argv: object
     counted: object
     version: object  # -> text; raises bench.peers.Missing
+    begins: str = ""  # what it says when it has begun to take packets, if not with its socket
 
 
 READERS = {
-    "qoetap": Contender(qoetap, ledger, own_version),
+    "qoetap": Contender(qoetap, ledger, own_version, BEGINS),
     "tcpdump": Contender(tcpdump, tcpdump_counted, lambda: version_of(["tcpdump", "--version"])),
     "tcpdump-s256": Contender(tcpdump_256, tcpdump_counted, lambda: version_of(["tcpdump", "--version"])),
     "dumpcap": Contender(dumpcap, dumpcap_counted, lambda: version_of(["dumpcap", "--version"])),

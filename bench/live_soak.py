@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from bench.live_parts import Reader, Senders
-from bench.live_readers import ledger, qoetap
+from bench.live_readers import BEGINS, ledger, qoetap
 from bench.live_report import say
 from qoetap.lab import Link
 
@@ -59,7 +59,7 @@ def soak(args):
             Senders(link, 1, *load, "--rate", RATE_pps, "--seconds", args.soak) as senders,
         ):
             senders.ready()
-            reader.ready()
+            reader.ready(BEGINS)
             samples = watch(reader, senders, args.soak)
             told = senders.finish()
             reader.drained()

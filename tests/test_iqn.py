@@ -142,7 +142,7 @@ def news_capture(folder, path):
     "options, false, mae, rmse",
     (({}, 0, 148, 176), ({"window": "trailing"}, 1, 264, 319), ({"correction": False}, 1, 216, 263)),
 )
-@pytest.mark.skipif(not JIT, reason="100,000 packets; the labelled data and its twin are interpreted too")
+@pytest.mark.skipif(not JIT, reason="slow; the labelled data and its twin are interpreted too")
 def test_news_beside_video(corpus, tmp_path, options, false, mae, rmse):
     folder = corpus / "data" / "iqn" / "news"
     news_capture(folder, tmp_path / "news.pcap")
